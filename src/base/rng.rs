@@ -31,6 +31,11 @@ impl Rng {
         self.next_u64().is_multiple_of(n)
     }
 
+    /// A whole number below `n`; 0 if that is 0.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next_u64().checked_rem(n).unwrap_or(0)
+    }
+
     /// A number in `0.0..1.0`.
     pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64

@@ -17,6 +17,7 @@ use super::repr;
 pub struct Task {
     id: Option<String>,
     queue: Option<String>,
+    priority: Option<u8>,
     countdown: Option<Duration>,
     expires_in: Option<Duration>,
     message: TaskMessage,
@@ -26,7 +27,7 @@ impl Task {
     /// A task without arguments for the application's queue: `celery`, unless set.
     pub fn new(name: impl Into<String>) -> Self {
         let message = TaskMessage::new("", name);
-        Self { id: None, queue: None, countdown: None, expires_in: None, message }
+        Self { id: None, queue: None, priority: None, countdown: None, expires_in: None, message }
     }
 
     /// Positional arguments: those of a JSON list, or one that is anything else.
@@ -59,7 +60,9 @@ impl Task {
 
     /// With what the application's settings say where the task says nothing.
     pub(super) fn of(mut self, app: &AppConfig) -> Self {
-        self.queue.get_or_insert_with(|| app.task_default_queue.clone());
+        let (queue, priority) = app.route(&self.message.task);
+        self.queue.get_or_insert_with(|| queue.to_owned());
+        self.priority.get_or_insert(priority);
         if app.task_ignore_result {
             self.message.ignore_result.get_or_insert(true);
         }
@@ -96,9 +99,9 @@ impl Task {
         self
     }
 
-    /// From 0, which goes first and is the default, to 9; more is 9.
+    /// From 0, which goes first and is the default, unless the application has another, to 9; more is 9.
     pub fn priority(mut self, priority: u8) -> Self {
-        self.message.priority = priority.min(PRIORITY_MAX);
+        self.priority = Some(priority.min(PRIORITY_MAX));
         self
     }
 
@@ -169,6 +172,7 @@ impl Task {
             message.properties.insert("expiration".to_owned(), left.into());
         }
         message.delivery_tag = fresh();
+        message.priority = self.priority.unwrap_or(0);
         message.routing_key = self.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
         message.origin = Some(origin.to_owned());
         message.argsrepr = message.argsrepr.or_else(|| Some(repr::args(&message.args)));

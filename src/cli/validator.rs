@@ -115,8 +115,18 @@ enum DispatchArg {
     Stub,
 }
 
+/// What is told of miners that nobody asks.
+const IDLE_MINERS: &str = "--miners has no effect with --dispatch celery: each `phalanx worker` has its own";
+
+impl Args {
+    fn has_idle_miners(&self) -> bool {
+        self.dispatch == DispatchArg::Celery && self.miners.is_given()
+    }
+}
+
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
+    let has_idle_miners = args.has_idle_miners();
     let (http, http_args, ending) = (args.http, args.http_args.clone(), args.ending.clone());
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
@@ -129,6 +139,9 @@ pub fn run(args: Args) -> ExitCode {
     // Two closing steps more, for the list of miners and for the pages.
     let budget = Validator::stop_budget(&config) + 2 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
+        if has_idle_miners {
+            log::warn!("{IDLE_MINERS}");
+        }
         let board = config.board.clone();
         let follow = Some((env, &board));
         let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
@@ -177,6 +190,9 @@ pub(super) fn check(args: Args, report: &mut Report) {
     let open = args.key.openness();
     let http_tls = args.http_args.tls(None);
     let mut asked = None;
+    if args.has_idle_miners() {
+        report.warn(IDLE_MINERS);
+    }
     match configure(args) {
         Ok((config, list, dialer)) => {
             report.ok(format_args!("--key: {}", config.key.ss58()));
@@ -240,7 +256,11 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
     if needs_miners && !args.miners.is_given() {
         problems.0.push(MISSING.to_owned());
     }
-    let list = problems.take(args.miners.load(&args.tls)).flatten();
+    let list = match args.dispatch {
+        // The workers have them.
+        DispatchArg::Celery => None,
+        _ => problems.take(args.miners.load(&args.tls)).flatten(),
+    };
     let miners = list.as_ref().map_or_else(Vec::new, |list| list.miners.clone());
     if args.stub_time.is_some() && args.dispatch != DispatchArg::Stub {
         problems.0.push("--stub-time goes with --dispatch stub".to_owned());

@@ -245,6 +245,8 @@ fn serve_status(
             "restored": state.restored,
             "aside": state.aside,
             "siblings": state.siblings,
+            "namesakes": state.namesakes,
+            "overdue": state.overdue,
             "unreported": unreported,
             "tasks": worker.tasks(),
             "asked": asked,

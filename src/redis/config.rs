@@ -22,12 +22,25 @@ const MASTER: &str = "mymaster";
 const SENTINEL_PORT: u16 = 26379;
 
 /// The Sentinels that know where the master is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Sentinels {
     /// Host and port of each, asked in this order.
     pub addresses: Vec<(String, u16)>,
     /// What they call the master.
     pub master: String,
+    /// How to get in there.
+    pub login: SentinelLogin,
+}
+
+/// How to get in at Sentinels, which have users, passwords and certificates of their own.
+#[derive(Debug, Clone, Default)]
+pub struct SentinelLogin {
+    /// The user of an access list; without one, the default user.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<Password>,
+    /// Whom to trust, for TLS.
+    pub tls: Option<ClientTls>,
 }
 
 /// The settings of connections to one Redis. Its `Debug` shows no password.
@@ -143,7 +156,7 @@ impl RedisConfig {
                 addresses.push(place(other)?);
             }
             if is_sentinel {
-                sentinels = Some(Sentinels { addresses, master: MASTER.to_owned() });
+                sentinels = Some(Sentinels { addresses, master: MASTER.to_owned(), login: SentinelLogin::default() });
             }
             (first, number(path)?)
         };
@@ -185,17 +198,13 @@ impl RedisConfig {
                 (name, _) => return Err(wrong(&format!("the parameter \"{name}\" is not known"))),
             }
         }
-        let bad_file = |TlsFileError { path, problem }| RedisError::Tls { peer: path, problem };
-        let trusted = ca.map(|ca| ClientTls::from_ca_file(&ca)).transpose().map_err(bad_file)?;
-        let tls = tls.then(|| trusted.unwrap_or_else(ClientTls::public));
-        let tls = match (tls, client) {
-            (Some(tls), (Some(certificate), Some(key))) => {
-                Some(tls.with_certificate(&certificate, &key).map_err(bad_file)?)
-            }
-            (_, (Some(_), None)) => return Err(wrong("ssl_certfile goes with ssl_keyfile")),
-            (_, (None, Some(_))) => return Err(wrong("ssl_keyfile goes with ssl_certfile")),
-            (tls, _) => tls,
+        let own = match &client {
+            (Some(certificate), Some(key)) => Some((certificate.as_path(), key.as_path())),
+            (Some(_), None) => return Err(wrong("ssl_certfile goes with ssl_keyfile")),
+            (None, Some(_)) => return Err(wrong("ssl_keyfile goes with ssl_certfile")),
+            (None, None) => None,
         };
+        let tls = tls.then(|| load_tls(ca.as_deref(), own)).transpose()?;
         Ok(Self {
             host,
             port,
@@ -232,10 +241,11 @@ impl RedisConfig {
         self
     }
 
-    /// Asks the Sentinels, if there are some, for the master of this name, if there is one.
-    pub fn with_master(mut self, name: Option<&str>) -> Self {
-        if let (Some(sentinels), Some(name)) = (&mut self.sentinels, name) {
-            name.clone_into(&mut sentinels.master);
+    /// Asks the Sentinels, if there are some, for the master of this name, if there is one; and gets in there so.
+    pub fn with_sentinel(mut self, name: Option<&str>, login: &SentinelLogin) -> Self {
+        if let Some(sentinels) = &mut self.sentinels {
+            sentinels.master = name.map_or_else(|| sentinels.master.clone(), str::to_owned);
+            sentinels.login = login.clone();
         }
         self
     }
@@ -263,7 +273,7 @@ impl fmt::Display for RedisConfig {
         let address = address::join(&self.host, self.port);
         match (&self.socket, &self.sentinels) {
             (Some(socket), _) => write!(f, "redis+socket://{login}{}?virtual_host={}", socket.display(), self.db),
-            (None, Some(Sentinels { addresses, master })) => {
+            (None, Some(Sentinels { addresses, master, .. })) => {
                 write!(f, "sentinel://{login}")?;
                 for (at, (host, port)) in addresses.iter().enumerate() {
                     write!(f, "{}{}", if at == 0 { "" } else { ";sentinel://" }, address::join(host, *port))?;
@@ -275,6 +285,17 @@ impl fmt::Display for RedisConfig {
                 write!(f, "{scheme}://{login}{address}/{}", self.db)
             }
         }
+    }
+}
+
+/// Whom to trust, those of the file or else the public authorities, and a certificate with its key, if there is one.
+/// Blocks on the disk.
+pub(crate) fn load_tls(ca: Option<&Path>, own: Option<(&Path, &Path)>) -> Result<ClientTls, RedisError> {
+    let bad_file = |TlsFileError { path, problem }| RedisError::Tls { peer: path, problem };
+    let tls = ca.map_or_else(|| Ok(ClientTls::public()), ClientTls::from_ca_file).map_err(bad_file)?;
+    match own {
+        Some((certificate, key)) => tls.with_certificate(certificate, key).map_err(bad_file),
+        None => Ok(tls),
     }
 }
 
@@ -321,7 +342,10 @@ mod tests {
         assert_eq!((&sentinels.addresses[..], sentinels.master.as_str(), config.db), (&addresses[..], "blue", 2));
         let shown = "sentinel://…@a:1;sentinel://b:26379;sentinel://c:3/2?master_name=blue";
         assert_eq!((config.to_string().as_str(), config.peer().as_str()), (shown, "blue of a:1"));
-        assert_eq!(config.with_master(Some("red")).sentinels.unwrap().master, "red");
+        let login = SentinelLogin { password: Some(Password::new("secret")), ..Default::default() };
+        let other = config.with_sentinel(Some("red"), &login);
+        assert!(!format!("{other:?}").contains("secret"));
+        assert_eq!(other.sentinels.unwrap().master, "red");
         let usual = RedisConfig::parse("sentinel://h").unwrap();
         assert_eq!((usual.port, usual.sentinels.unwrap().master.as_str()), (26379, "mymaster"));
     }

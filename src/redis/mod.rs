@@ -27,7 +27,8 @@ mod socket;
 mod subscriber;
 
 pub use commander::{Commander, CommanderHandle, CommanderState};
-pub use config::{Password, RedisConfig, Sentinels};
+pub(crate) use config::load_tls;
+pub use config::{Password, RedisConfig, SentinelLogin, Sentinels};
 pub use connection::{Connection, ConnectionKick, Push, Waited};
 pub use error::RedisError;
 pub(crate) use refusal::of_script;

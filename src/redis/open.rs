@@ -104,8 +104,9 @@ fn master(
             host: host.clone(),
             port: *port,
             sentinels: None,
-            user: None,
-            password: None,
+            user: sentinels.login.user.clone(),
+            password: sentinels.login.password.clone(),
+            tls: sentinels.login.tls.clone(),
             db: 0,
             ..config.clone()
         };

@@ -179,3 +179,26 @@ fn tasks_are_revoked_by_their_stamps() {
     assert_eq!(feed.wait(&other)["state"], "SUCCESS");
     assert!(gate.is_quiet());
 }
+
+#[test]
+fn workers_of_one_name_say_so_and_both_work() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let Some(mut feed) = Feed::start(&server.url()) else { return };
+    let mut config = settings(server.config());
+    (config.liveness, config.prefetch_multiplier) = (std::time::Duration::from_millis(600), 1);
+    let gate = Gate::new();
+    let start = || Ours::ready(config.clone(), gate.registry(example::registry()));
+    let (first, second) = (start(), start());
+    until("each sees the other", || {
+        let told = [first.state().namesakes, second.state().namesakes];
+        told == [[second.id().to_owned()], [first.id().to_owned()]]
+    });
+    let ids: Vec<_> = (0..8).map(|_| feed.send("gated", json!({}))).collect();
+    (0..8).for_each(|_| drop(gate.begun()));
+    assert_eq!((first.state().counts.running, second.state().counts.running), (4, 4));
+    gate.open(8);
+    assert!(ids.iter().all(|id| feed.wait(id)["state"] == "SUCCESS"));
+    assert_eq!(second.stop(LONG).left, 0);
+    until("it is alone", || first.state().namesakes.is_empty());
+}

@@ -60,6 +60,30 @@ impl Watcher {
 }
 
 #[test]
+fn a_worker_tells_of_the_tasks_that_it_sends() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let Some(mut feed) = Feed::start(&server.url()) else { return };
+    let Some(mut watcher) = Watcher::start(&server.url()) else { return };
+    let mut config = celery_kit::settings(server.config());
+    config.app.task_send_sent_event = true;
+    let worker = celery_kit::Ours::ready(config, crate::example::registry());
+    watcher.next(|event| event["type"] == "worker-heartbeat");
+    let chain =
+        json!([{"task": "add", "args": [1, 2]}, {"task": "retry", "args": [9], "options": {"queue": "celery"}}]);
+    let chain = feed.ask("send_chain", json!({"specs": chain}));
+    let second = chain["ids"][1].as_str().unwrap();
+    let (seen, last) = watcher.until(second, "task-sent");
+    let event = &last["event"];
+    assert_eq!((seen.len(), &event["queue"], &event["name"]), (1, &json!("celery"), &json!("retry")), "{event}");
+    assert_eq!((&event["hostname"], &event["retries"]), (&json!(worker.hostname()), &json!(0)));
+    // A retry is sent by the worker too.
+    let (_, last) = watcher.until(second, "task-sent");
+    assert_eq!(last["event"]["retries"], 1, "{last}");
+    feed.wait(second);
+}
+
+#[test]
 fn a_real_receiver_sees_our_worker_and_what_becomes_of_its_tasks() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };

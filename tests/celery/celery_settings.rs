@@ -9,9 +9,10 @@ use crate::testkit::wait::{LONG, far, until};
 use std::time::Duration;
 
 use celery_kit::{Client, Feed, Gate, Ours, settings};
-use phalanx::celery::worker::{Registry, WorkerConfig};
+use phalanx::celery::worker::{CeleryWorker, Registry, WorkerConfig};
 use phalanx::celery::{AppConfig, CeleryConfig, Task, TaskError, Terminate};
 use phalanx::ops::health::PartState;
+use phalanx::ops::status::Board;
 use phalanx::redis::RedisConfig;
 use redis_kit::RedisServer;
 use serde_json::{Value, json};
@@ -140,6 +141,74 @@ fn keys_that_tell_of_producers_with_other_settings_are_told() {
     for part in ["with sep \":\"", "with a priority step 5", "with global_keyprefix \"x:\""] {
         assert!(told.contains(part), "{part}: {told}");
     }
+}
+
+#[test]
+fn tasks_go_where_the_routes_send_them_for_celery_and_for_us() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let app = json!({
+        "task_routes": {"p*_add": "adds", "noop": {"queue": "one"}, "*known": {"queue": "late", "priority": 6}},
+        "task_default_priority": 3, "task_default_queue": "usual",
+    });
+    let Some(mut feed) = Feed::start_with(&server.url(), &app) else { return };
+    let config =
+        CeleryConfig { app: AppConfig::parse(&app.to_string()).unwrap(), ..CeleryConfig::new(server.config()) };
+    let client = Client::start_with(config);
+    let take = |list: &str| -> Vec<String> { server.cli(&["LPOP", list, "9"]) };
+    let lists = [
+        ("noop", "one\x06\x163"),
+        ("python_add", "adds\x06\x163"),
+        ("record", "usual\x06\x163"),
+        // To Celery a task that the sender does not know has no priority but that of its route.
+        ("unknown", "late\x06\x166"),
+    ];
+    for (task, list) in lists {
+        feed.send(task, json!({"args": [1, 2]}));
+        client.handle().send(Task::new(task).ignore_result()).unwrap();
+        let taken = take(list);
+        assert!(
+            taken.len() == 2 && taken.iter().all(|text| text.contains(&format!("\"{task}\""))),
+            "{task}: {taken:?}"
+        );
+    }
+    // What is said itself goes first.
+    feed.send("noop", json!({"options": {"queue": "mine", "priority": 0}}));
+    client.handle().send(Task::new("noop").queue("mine").priority(0).ignore_result()).unwrap();
+    assert_eq!(take("mine").len(), 2);
+}
+
+#[test]
+fn a_worker_tells_its_settings_and_does_not_start_with_what_is_of_no_use() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let Some(mut feed) = Feed::start(&server.url()) else { return };
+    let app = json!({
+        "task_soft_time_limit": 2.5, "task_default_rate_limit": "10/m", "worker_prefetch_multiplier": 2,
+        "worker_send_task_events": true, "task_annotations": {"add": {"rate_limit": "1/s"}}, "worker_pool": "prefork",
+        "task_routes": {"a.*": {"queue": "q"}},
+    });
+    let config = with(&server, &app);
+    assert_eq!(config.app.without_effect, ["worker_pool"]);
+    let worker = Ours::ready(config, example::registry());
+    let answer = feed.ask("inspect", json!({"method": "conf", "destination": [worker.hostname()]}));
+    let conf = &answer["answer"][worker.hostname()];
+    for name in ["task_soft_time_limit", "task_default_rate_limit", "worker_prefetch_multiplier", "task_annotations"] {
+        assert_eq!(conf[name], app[name], "{name}: {conf}");
+    }
+    assert_eq!(conf["task_routes"], json!([[["a.*", {"queue": "q", "priority": null}]]]));
+    assert_eq!((&conf["worker_send_task_events"], &conf["task_acks_late"]), (&json!(true), &json!(true)));
+    let stats = feed.ask("inspect", json!({"method": "stats", "destination": [worker.hostname()]}));
+    assert_eq!(stats["answer"][worker.hostname()]["prefetch_count"], 8);
+    let registered = feed.ask("inspect", json!({"method": "registered", "destination": [worker.hostname()]}));
+    let registered = registered["answer"][worker.hostname()].as_array().unwrap().clone();
+    assert!(
+        registered.contains(&json!("add [rate_limit=1/s]")) && registered.contains(&json!("echo [rate_limit=10/m]"))
+    );
+
+    let bad = with(&server, &json!({"task_annotations": {"add": {"rate_limit": "often"}}}));
+    let error = CeleryWorker::start(bad, example::registry(), &Board::new()).unwrap_err().to_string();
+    assert_eq!(error, "the task \"add\": \"often\" is no rate; use 10/s, 10/m or 10/h");
 }
 
 /// The rule of the document, word for word.

@@ -13,6 +13,7 @@ mod celery_client;
 mod celery_control;
 mod celery_messages;
 mod celery_monitoring;
+mod celery_options;
 mod celery_settings;
 mod celery_values;
 mod celery_worker;

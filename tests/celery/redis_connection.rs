@@ -1,5 +1,6 @@
 //! Connections to a real Redis, and the commander that shares one.
 
+use crate::testkit::celery::{Client, Ours, settings};
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
 use crate::testkit::wait::{LONG, far, until};
@@ -11,6 +12,8 @@ use crossbeam_channel::bounded;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, spawn};
+use phalanx::celery::worker::WorkerConfig;
+use phalanx::celery::{AppConfig, Task};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
 use phalanx::ops::status::Board;
@@ -445,4 +448,35 @@ fn sentinels_tell_where_the_master_is_also_after_a_fail_over() {
     set("after").unwrap();
     assert_eq!(replica.cli::<String>(&["GET", "key"]), "after", "it is the master now");
     assert!(stop(commander, LONG).is_clean());
+}
+
+#[test]
+fn sentinels_with_a_password_and_tls_are_asked_as_celerys_settings_say() {
+    let _none = NoThreads::expected();
+    let folder = tempfile::tempdir().unwrap();
+    let [ca, certificate, key] = certificates(folder.path());
+    let Some(master) = RedisServer::start() else { return };
+    let port = free_port();
+    let more = format!(
+        "port 0\ntls-port {port}\ntls-ca-cert-file {ca}\ntls-cert-file {certificate}\ntls-key-file {key}\n\
+         tls-auth-clients yes\nrequirepass s3cret\n"
+    );
+    let _sentinel = Sentinel::start_with(master.port(), port, &more);
+    let kwargs = serde_json::json!({
+        "username": "default", "password": "s3cret", "ssl": true, "ssl_cert_reqs": "required", "ssl_ca_certs": ca,
+        "ssl_certfile": certificate, "ssl_keyfile": key, "socket_timeout": 0.5,
+    });
+    let options = serde_json::json!({"master_name": "blue", "sentinel_kwargs": kwargs});
+    let app = AppConfig::parse(&serde_json::json!({"broker_transport_options": options}).to_string()).unwrap();
+    assert!(!format!("{app:?}").contains("s3cret"));
+    let redis = often(RedisConfig::parse(&format!("sentinel://127.0.0.1:{port}/0")).unwrap());
+    let mut without = app.broker_transport_options.sentinel_kwargs.clone();
+    without.password = None;
+    let refused = || open(&redis.clone().with_sentinel(Some("blue"), &without)).unwrap_err().to_string();
+    until("the Sentinel asks for a password", || refused().contains("NOAUTH"));
+    let worker = Ours::ready(WorkerConfig { app, ..settings(redis) }, crate::example::registry());
+    let client = Client::start(master.config());
+    let sum = client.handle().send(Task::new("add").args(serde_json::json!([1, 2]))).unwrap();
+    assert_eq!(sum.wait(LONG), Ok(serde_json::json!(3)));
+    assert_eq!(worker.stop(LONG).left, 0);
 }

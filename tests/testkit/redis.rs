@@ -201,10 +201,16 @@ pub struct Sentinel {
 
 impl Sentinel {
     pub fn start(master: u16) -> Self {
-        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let port = free_port();
+        Self::start_with(master, port, &format!("port {port}\n"))
+    }
+
+    /// `more` are lines of its settings, which have it listen on this port.
+    pub fn start_with(master: u16, port: u16, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let settings = format!(
-            "port {port}\nbind 127.0.0.1\nsentinel monitor blue 127.0.0.1 {master} 1\n\
-             sentinel down-after-milliseconds blue 1000\nsentinel failover-timeout blue 3000\n"
+            "bind 127.0.0.1\nsentinel monitor blue 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds blue 1000\nsentinel failover-timeout blue 3000\n{more}"
         );
         let file = folder.path().join("sentinel.conf");
         std::fs::write(&file, settings).unwrap();

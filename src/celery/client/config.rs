@@ -12,7 +12,7 @@ pub struct CeleryConfig {
     pub app: AppConfig,
     /// Who sends, as tools show it: `gen<pid>@<host>` unless set.
     pub origin: String,
-    /// Whether it publishes the event `task-sent`: no, as with Celery (`task_send_sent_event`).
+    /// Whether it publishes the event `task-sent`: no, as with Celery, unless `app` says so (`task_send_sent_event`).
     pub send_sent_event: bool,
 }
 

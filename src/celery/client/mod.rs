@@ -131,6 +131,7 @@ impl CeleryClient {
     /// # Errors
     /// [`RedisError::System`] if there are no file descriptors left.
     pub fn start(config: CeleryConfig, board: &Board) -> Result<Self, RedisError> {
+        config.app.tell_of_idle();
         let (broker, elsewhere) = (config.app.broker(&config.redis), config.app.results(&config.redis));
         let config = CeleryConfig { redis: broker.clone(), ..config };
         let commander = Commander::start("cel-cmd", broker.clone().named("celery-client"), board)?;
@@ -278,7 +279,8 @@ impl CeleryHandle {
         };
         let key = self.0.names.queue(&message.routing_key, message.priority);
         let (entry, weak) = (pending.entry.clone(), Arc::downgrade(&self.0));
-        let event = self.0.config.send_sent_event.then(|| (self.0.events.clone(), Event::sent(&message)));
+        let tells = self.0.config.send_sent_event || self.0.config.app.task_send_sent_event;
+        let event = tells.then(|| (self.0.events.clone(), Event::sent(&message)));
         let answer = move |answer: Result<Vec<redis::Value>, RedisError>| {
             let sent = answer.map(|_| ());
             if let Err(error) = &sent

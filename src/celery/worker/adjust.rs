@@ -10,7 +10,7 @@ use super::held::Stage;
 use super::outcome::Outcome;
 use super::pool::Pool;
 use super::rate::Rate;
-use super::run::CancelCause;
+use super::run::{CancelCause, Run};
 use crate::base::lock::lock;
 use crate::celery::message::TaskMessage;
 
@@ -39,6 +39,11 @@ impl Core {
             });
             stamped.map(|(tag, entry)| (tag.clone(), entry.stage, entry.item.run.clone())).collect()
         };
+        self.call_off(held, terminate);
+    }
+
+    /// Calls off these messages, by their tags: those that have not begun, and, if `terminate`, those that run.
+    pub(super) fn call_off(self: &Arc<Self>, held: Vec<(String, Stage, Option<Arc<Run>>)>, terminate: bool) {
         for (tag, stage, run) in held {
             match (stage, run) {
                 (Stage::Scheduled | Stage::Waiting, _) => self.conclude(&tag, Outcome::Revoked("revoked")),

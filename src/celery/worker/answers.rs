@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::changes;
 use super::control::Command;
 use super::node::{Effect, Node};
+use crate::celery::repr;
 
 /// The answer to a command, and what it changes.
 pub(super) fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
@@ -17,7 +18,7 @@ pub(super) fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
         "reserved" | "dump_reserved" => node.reserved().into(),
         "scheduled" | "dump_schedule" => node.scheduled().into(),
         "revoked" | "dump_revoked" => node.revoked().into(),
-        "registered" | "dump_tasks" => registered(node),
+        "registered" | "dump_tasks" => registered(arguments, node),
         "stats" => node.stats(),
         "active_queues" => node.queues().iter().map(|queue| shown_queue(queue)).collect(),
         "clock" => json!({"clock": node.clock()}),
@@ -55,13 +56,28 @@ pub(super) fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
     (known, Effect::None)
 }
 
-/// The names, with the rate where one is set, as Celery shows it.
-fn registered(node: &dyn Node) -> Value {
-    let shown = |task: String| match node.rate_of(&task) {
-        Some(rate) => format!("{task} [rate_limit={rate}]"),
-        None => task,
+/// The names, each with what is asked of it and set, as Celery shows it: the rate, unless something else is asked.
+fn registered(arguments: &Map<String, Value>, node: &dyn Node) -> Value {
+    let asked = arguments.get("taskinfoitems").and_then(Value::as_array).filter(|asked| !asked.is_empty());
+    let asked: Vec<&str> = match asked {
+        Some(asked) => asked.iter().filter_map(Value::as_str).collect(),
+        None => vec!["rate_limit"],
+    };
+    let shown = |task: String| {
+        let all = node.attributes_of(&task);
+        let of = |name: &&str| {
+            let value = all.get(*name).filter(|value| !value.is_null())?;
+            Some(format!("{name}={}", plain(value)))
+        };
+        let set: Vec<_> = asked.iter().filter_map(of).collect();
+        if set.is_empty() { task } else { format!("{task} [{}]", set.join(" ")) }
     };
     node.registered().into_iter().map(shown).collect()
+}
+
+/// As Python's `str` shows it.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| repr::value(value), str::to_owned)
 }
 
 /// What to write into a report of a fault: the software, and the settings one a line.
@@ -141,8 +157,10 @@ mod tests {
         fn registered(&self) -> Vec<String> {
             vec!["add".to_owned(), "mul".to_owned()]
         }
-        fn rate_of(&self, task: &str) -> Option<String> {
-            (task == "mul").then(|| "10/m".to_owned())
+        fn attributes_of(&self, task: &str) -> Map<String, Value> {
+            let rate = (task == "mul").then_some("10/m");
+            let all = json!({"rate_limit": rate, "acks_late": true, "time_limit": 5, "throws": ["KeyError"]});
+            all.as_object().cloned().unwrap()
         }
         fn active(&self) -> Vec<Value> {
             vec![json!({"id": "a"})]
@@ -194,6 +212,10 @@ mod tests {
     fn answers_are_those_of_celery() {
         assert_eq!(ask("ping", json!({})).0, json!({"ok": "pong"}));
         assert_eq!(ask("registered", json!({"x": 1})).0, json!(["add", "mul [rate_limit=10/m]"]));
+        let asked = json!({"taskinfoitems": ["acks_late", "rate_limit", "time_limit", "throws", "nothing"]});
+        let rest = "time_limit=5 throws=['KeyError']]";
+        let shown = [format!("add [acks_late=True {rest}"), format!("mul [acks_late=True rate_limit=10/m {rest}")];
+        assert_eq!(ask("registered", asked).0, json!(shown));
         assert_eq!(ask("conf", json!({"with_defaults": true})).0, json!({"worker_concurrency": 4}));
         assert_eq!(ask("memsample", json!({})).0, json!("12.35MB"));
         let report = ask("report", json!({})).0;

@@ -8,9 +8,6 @@ use serde_json::{Map, Value};
 use crate::celery::meta::Exception;
 use crate::celery::typed;
 
-/// Celery's own number of retries where a task names none.
-const MAX_RETRIES: u32 = 3;
-
 /// Names of exceptions that Python has; their results become these classes again at a Python caller.
 const PYTHONS: [&str; 26] = [
     "ArithmeticError",
@@ -84,11 +81,11 @@ pub enum TaskError {
     #[error("{}: {}", .0.exc_type, .0.message())]
     Failed(Box<Exception>),
     /// It failed, and is to be tried again: `RETRY`, or `FAILURE` when it was tried too often.
-    #[error("retry in {countdown:.1?}: {}: {}", exception.exc_type, exception.message())]
+    #[error("to be tried again: {}: {}", exception.exc_type, exception.message())]
     Retry {
-        /// Not before this long from now.
-        countdown: Duration,
-        /// Retries at most; `None` for no limit.
+        /// Not before this long from now; `None` for the `default_retry_delay` of the task's options, 3 min unless set.
+        countdown: Option<Duration>,
+        /// Retries at most; `None` for the `max_retries` of the task's options, 3 unless set.
         max_retries: Option<u32>,
         /// What went wrong.
         exception: Box<Exception>,
@@ -113,16 +110,22 @@ impl TaskError {
         exception(exc_type, message).into()
     }
 
-    /// A failure that is to be tried again after `countdown`, three times at most as with Celery; see
-    /// [`TaskError::at_most`].
+    /// A failure that is to be tried again after `countdown`, as often as the options of the task say: three times
+    /// unless set, as with Celery. See [`TaskError::at_most`].
     pub fn retry(countdown: Duration, exc_type: &str, message: impl Into<String>) -> Self {
-        Self::Retry { countdown, max_retries: Some(MAX_RETRIES), exception: Box::new(exception(exc_type, message)) }
+        let exception = Box::new(exception(exc_type, message));
+        Self::Retry { countdown: Some(countdown), max_retries: None, exception }
+    }
+
+    /// A failure that is to be tried again when, and as often as, the options of the task say.
+    pub fn again(exc_type: &str, message: impl Into<String>) -> Self {
+        Self::Retry { countdown: None, max_retries: None, exception: Box::new(exception(exc_type, message)) }
     }
 
     /// The same with another limit of retries; `None` for no limit.
     pub fn at_most(mut self, retries: Option<u32>) -> Self {
         if let Self::Retry { max_retries, .. } = &mut self {
-            *max_retries = retries;
+            *max_retries = Some(retries.unwrap_or(u32::MAX));
         }
         self
     }
@@ -164,6 +167,6 @@ mod tests {
         let TaskError::Failed(other) = TaskError::new("Broken", "x") else { unreachable!() };
         assert_eq!(other.exc_module.as_deref(), Some("phalanx"));
         let retry = TaskError::retry(Duration::from_secs(1), "OSError", "x").at_most(None);
-        assert!(matches!(retry, TaskError::Retry { max_retries: None, .. }));
+        assert!(matches!(retry, TaskError::Retry { max_retries: Some(u32::MAX), .. }));
     }
 }

@@ -17,14 +17,14 @@ pub struct WorkerConfig {
     pub queues: Vec<String>,
     /// Tasks that run at a time, each on a thread of its own.
     pub concurrency: usize,
-    /// Messages that are held for each thread, with those that run: 4, as with Celery.
+    /// Messages that are held for each thread, with those that run: 4, as with Celery, unless `app` has another number.
     pub prefetch_multiplier: usize,
     /// How long a worker of ours may be silent before the others put back what it holds: 30 s.
     pub liveness: Duration,
     /// The name that Celery's tools see: `phalanx@<host>`.
     pub hostname: String,
-    /// Whether it publishes events about tasks, for Flower and `celery events`: no, as with Celery
-    /// (`worker_send_task_events`). `celery control enable_events` changes it while it runs.
+    /// Whether it publishes events about tasks, for Flower and `celery events`: no, as with Celery, unless `app` says
+    /// so (`worker_send_task_events`). `celery control enable_events` changes it while it runs.
     pub send_task_events: bool,
     /// How often it publishes `worker-heartbeat`: 2 s, as with Celery; zero for no events about itself.
     pub heartbeat_interval: Duration,
@@ -56,7 +56,16 @@ impl WorkerConfig {
     /// The same with so many threads.
     pub(super) fn prefetch_of(&self, concurrency: usize) -> usize {
         let concurrency = concurrency.clamp(1, CELERY_PREFETCH);
-        concurrency.saturating_mul(self.prefetch_multiplier.max(1)).min(CELERY_PREFETCH)
+        match self.multiplier() {
+            // As many as may be.
+            0 => CELERY_PREFETCH,
+            multiplier => concurrency.saturating_mul(multiplier).min(CELERY_PREFETCH),
+        }
+    }
+
+    /// Messages that are held for each thread, as the application has it, or else as the worker is set.
+    pub(super) fn multiplier(&self) -> usize {
+        self.app.worker_prefetch_multiplier.unwrap_or(self.prefetch_multiplier.max(1))
     }
 
     /// How often a worker says that it lives: three times within the shorter of the two times after which it would lose

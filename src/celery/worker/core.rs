@@ -1,30 +1,34 @@
 //! What the parts of a worker share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::config::WorkerConfig;
 use super::held::{Held, Stage};
 use super::limits::Limits;
+use super::namesakes::Namesakes;
 use super::node::Node;
 use super::outcome::{ASIDE, Setting};
+use super::policy::Policies;
 use super::queue::RunQueue;
 use super::revoked::{Revoked, stamps};
 use super::run::Run;
 use super::siblings::Siblings;
 use crate::base::limits::CELERY_PREFETCH;
 use crate::base::lock::lock;
+use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::events::EventSender;
 use crate::celery::keys::{EVENT_EXCHANGE, Keyspace};
 use crate::celery::message::TaskMessage;
 use crate::celery::moment::{Moment, Zone};
+use crate::celery::seconds::number;
 use crate::ops::metrics::Counter;
 use crate::ops::process::Process;
 use crate::ops::status::Board;
@@ -81,6 +85,15 @@ pub(super) struct Taken {
     pub run: Option<Arc<Run>>,
 }
 
+/// A task whose time limit is over and whose handler runs on.
+#[derive(Debug, Clone)]
+pub(super) struct Overdue {
+    pub id: String,
+    pub name: String,
+    /// When its time limit was over.
+    pub since: Instant,
+}
+
 /// What has come of tasks since the start.
 pub(super) struct Totals {
     pub taken: Counter,
@@ -122,13 +135,17 @@ pub(super) struct Core {
     pub keys: Keys,
     /// The zone of times without an offset.
     pub zone: Zone,
-    /// Names of the tasks that it runs.
-    pub registered: BTreeSet<String>,
+    /// What counts for the tasks that it runs.
+    pub policies: Policies,
+    /// For the delays of retries.
+    pub rng: Mutex<Rng>,
+    /// Tasks whose handler still runs although their end was settled at their time limit, by their tags.
+    pub overdue: Mutex<BTreeMap<String, Overdue>>,
     pub held: Mutex<Held<Taken>>,
     pub revoked: Mutex<Revoked>,
     /// Stamps by which tasks were revoked.
     pub revoked_stamps: Mutex<Revoked>,
-    /// What remote control has set for single tasks.
+    /// Rates and time limits, which remote control may change.
     pub limits: Mutex<Limits>,
     /// When the next of each task may begin whose rate is limited.
     pub turns: Mutex<HashMap<String, Alarm>>,
@@ -171,6 +188,7 @@ pub(super) struct Core {
     /// Old messages of others that the last look for what was left has passed over.
     pub passed: AtomicUsize,
     pub siblings: Mutex<Siblings>,
+    pub namesakes: Mutex<Namesakes>,
     pub beat: Mutex<Option<Alarm>>,
     pub beating: AtomicBool,
     pub totals: Totals,
@@ -196,8 +214,8 @@ pub(super) fn stamps_of(message: &TaskMessage) -> Vec<String> {
 /// What a core is made of.
 pub(super) struct CoreParts {
     pub config: WorkerConfig,
-    /// Names of the tasks that it runs.
-    pub registered: BTreeSet<String>,
+    /// What counts for the tasks that it runs.
+    pub policies: Policies,
     pub commands: CommanderHandle,
     /// Where results are, if that is not the broker.
     pub results: Option<CommanderHandle>,
@@ -209,7 +227,7 @@ pub(super) struct CoreParts {
 
 impl Core {
     pub(super) fn new(parts: CoreParts) -> Arc<Self> {
-        let CoreParts { config, registered, commands, results, timer, queue, wake, board } = parts;
+        let CoreParts { config, policies, commands, results, timer, queue, wake, board } = parts;
         let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
         let names = config.app.keyspace();
         let counter = |name, help| board.metrics.counter(name, help, &[]);
@@ -223,17 +241,19 @@ impl Core {
         let (channel, patience) =
             (names.fanout(i64::from(config.redis.db), EVENT_EXCHANGE), config.redis.operation_time);
         let events = EventSender::new(commands.clone(), &config.hostname, channel, patience, &board);
-        let task_events = AtomicBool::new(config.send_task_events);
+        let task_events = AtomicBool::new(config.send_task_events || config.app.worker_send_task_events);
         Arc::new(Self {
             keys: Keys::of(&id, &names),
             names,
             zone: config.app.zone(),
             held: Mutex::new(Held::new(config.prefetch())),
             id,
-            registered,
+            limits: Mutex::new(Limits::new(&policies, Instant::now())),
+            policies,
+            rng: Mutex::new(Rng::from_entropy()),
+            overdue: Mutex::default(),
             revoked: Mutex::default(),
             revoked_stamps: Mutex::default(),
-            limits: Mutex::default(),
             turns: Mutex::default(),
             queues: Mutex::new(config.queues()),
             concurrency: AtomicUsize::new(config.concurrency),
@@ -257,6 +277,7 @@ impl Core {
             suspects: Mutex::default(),
             passed: AtomicUsize::new(0),
             siblings: Mutex::default(),
+            namesakes: Mutex::default(),
             beat: Mutex::default(),
             beating: AtomicBool::new(false),
             totals,
@@ -294,13 +315,19 @@ impl Core {
         uuid::Uuid::new_v4().to_string()
     }
 
-    /// Runs `f` with what a settlement of a message of `list` needs to know.
-    pub(super) fn setting<T>(&self, list: &str, raw: &[u8], f: impl FnOnce(&mut Setting<'_>) -> T) -> T {
+    /// Runs `f` with what a settlement of a message of `list`, which has a task of this name, needs to know.
+    pub(super) fn setting<T>(
+        &self,
+        (list, task): (&str, &str),
+        raw: &[u8],
+        f: impl FnOnce(&mut Setting<'_>) -> T,
+    ) -> T {
         let mut fresh = Self::fresh;
         f(&mut Setting {
             now: Self::now(),
             list,
             raw,
+            policy: self.policies.of(task),
             app: &self.config.app,
             names: &self.names,
             zone: &self.zone,
@@ -364,7 +391,7 @@ impl Node for Core {
     }
 
     fn registered(&self) -> Vec<String> {
-        self.registered.iter().cloned().collect()
+        self.policies.iter().map(|(name, _)| name.clone()).collect()
     }
 
     fn active(&self) -> Vec<Value> {
@@ -406,8 +433,14 @@ impl Node for Core {
         lock(&self.queues).clone()
     }
 
-    fn rate_of(&self, task: &str) -> Option<String> {
-        lock(&self.limits).rate_of(task)
+    fn attributes_of(&self, task: &str) -> Map<String, Value> {
+        let mut all = self.policies.of(task).options().attributes();
+        let limits = lock(&self.limits);
+        let (soft, hard) = limits.times_of(task);
+        all.insert("rate_limit".to_owned(), limits.rate_of(task).into());
+        all.insert("soft_time_limit".to_owned(), soft.map_or(Value::Null, number));
+        all.insert("time_limit".to_owned(), hard.map_or(Value::Null, number));
+        all
     }
 
     fn runs_stamped(&self, stamps: &[String]) -> bool {
@@ -424,23 +457,18 @@ impl Node for Core {
 
     fn conf(&self) -> Value {
         let (config, app) = (&self.config, &self.config.app);
-        let (options, results) = (&app.broker_transport_options, app.results(&config.redis));
-        json!({
+        let results = app.results(&config.redis);
+        let mut conf = app.shown();
+        let of_worker = json!({
             "broker_url": config.redis.to_string(),
             "result_backend": results.as_ref().unwrap_or(&config.redis).to_string(),
-            "broker_transport_options": {
-                "visibility_timeout": options.visibility_timeout.as_secs_f64(), "sep": options.sep,
-                "priority_steps": options.priority_steps, "global_keyprefix": options.global_keyprefix,
-            },
-            "task_default_queue": app.task_default_queue, "task_queues": self.queues(),
-            "worker_concurrency": self.concurrency(), "worker_prefetch_multiplier": config.prefetch_multiplier,
-            "result_expires": config.expires_seconds(), "task_track_started": app.task_track_started,
-            "task_acks_late": app.task_acks_late, "task_ignore_result": app.task_ignore_result,
-            "task_acks_on_failure_or_timeout": app.task_acks_on_failure_or_timeout,
+            "task_queues": self.queues(),
+            "worker_concurrency": self.concurrency(),
+            "worker_prefetch_multiplier": config.multiplier(),
             "worker_send_task_events": self.task_events(),
-            "worker_enable_remote_control": true, "accept_content": ["json"], "task_serializer": "json",
-            "result_serializer": "json", "enable_utc": app.enable_utc,
-        })
+        });
+        conf.extend(of_worker.as_object().cloned().unwrap_or_default());
+        conf.into()
     }
 
     fn memory(&self) -> Option<usize> {

@@ -11,8 +11,8 @@ use super::core::{Core, TAKE_PART, Taken};
 use super::held::Stage;
 use super::outcome::{self, Op, Outcome, complete};
 use super::restore;
-use super::run::{CancelCause, Run};
-use super::scripts::{ACKNOWLEDGE, RELEASE, REVOKE, SETTLE, STATE};
+use super::run::Run;
+use super::scripts::{ACKNOWLEDGE, BEGIN, BEGUN, RELEASE, REVOKE, SETTLE, STATE};
 use super::telling::End;
 use crate::base::backoff::exponential;
 use crate::base::limits::CELERY_MESSAGE_BYTES;
@@ -97,7 +97,7 @@ impl Core {
         let (id, beginning) = (find_id(raw), String::from_utf8_lossy(&raw[..raw.len().min(100)]).into_owned());
         log::error!("what came from {list:?} is put aside: {error}; id {id:?}: {beginning:?}");
         let Some(id) = id else { return };
-        let op = self.setting(list, raw, |setting| outcome::unreadable(&id, &error.to_string(), setting));
+        let op = self.setting((list, ""), raw, |setting| outcome::unreadable(&id, &error.to_string(), setting));
         let board = self.board.clone();
         let sent = self.stored().submit(self.settlement("", &[op]), move |answer| {
             if let Err(error) = answer {
@@ -110,12 +110,17 @@ impl Core {
     }
 
     /// Who stores results.
-    fn stored(&self) -> &CommanderHandle {
+    pub(super) fn stored(&self) -> &CommanderHandle {
         self.results.as_ref().unwrap_or(&self.commands)
     }
 
     /// What these operations are in Redis. No message is held under an empty tag: then results alone are stored.
     fn settlement(&self, tag: &str, ops: &[Op]) -> Request {
+        self.settlement_for(&self.keys.held, tag, ops)
+    }
+
+    /// The same for a message that is held under another key.
+    pub(super) fn settlement_for(&self, held: &str, tag: &str, ops: &[Op]) -> Request {
         let expires = self.config.expires_seconds().to_string();
         let number = |op: &Op| match op {
             Op::Push(_, _, keep) => keep.to_string(),
@@ -132,7 +137,7 @@ impl Core {
                 Op::Push(list, message, _) => ["push", list, message, number],
             });
         }
-        let keys = [self.keys.held.as_str(), &self.keys.unacked, &self.keys.unacked_index];
+        let keys = [held, &self.keys.unacked, &self.keys.unacked_index];
         Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..])
     }
 
@@ -152,7 +157,7 @@ impl Core {
             let mut held = lock(&self.held);
             // A Redis that came back without its last second delivers what was settled already.
             message.redelivered |= held.was_settled(tag);
-            message.ignore_result.get_or_insert(self.config.app.task_ignore_result);
+            message.ignore_result.get_or_insert(self.policies.of(&message.task).ignores_result());
             let message = Arc::new(message);
             let stage = if message.eta.is_some_and(|eta| eta > now) { Stage::Scheduled } else { Stage::Waiting };
             if !held.insert(tag, &message.id, stage, taken(Some(message.clone()))) {
@@ -165,10 +170,10 @@ impl Core {
             self.conclude(tag, Outcome::Revoked("expired"));
         } else if self.is_revoked(&message) {
             self.conclude(tag, Outcome::Revoked("revoked"));
-        } else if !self.registered.contains(&message.task) {
+        } else if !self.policies.has(&message.task) {
             self.conclude(tag, Outcome::Unknown);
         } else {
-            self.tell(|| Event::received(&message));
+            self.tell(&message.task, || Event::received(&message));
             match message.eta.filter(|eta| *eta > now) {
                 Some(eta) => self.schedule(tag, eta, now),
                 None => self.queue_run(tag, &message),
@@ -272,7 +277,7 @@ impl Core {
             // Only what is put aside needs the message once more.
             let is_kept = match outcome {
                 Outcome::Unknown => true,
-                Outcome::Failure(..) | Outcome::Retry { .. } => !self.config.app.task_acks_on_failure_or_timeout,
+                Outcome::Failure(..) | Outcome::Retry { .. } => self.policies.of(&message.task).keeps_failed(),
                 _ => false,
             };
             let raw = if is_kept { entry.item.raw.clone() } else { Vec::new() };
@@ -285,8 +290,11 @@ impl Core {
             Outcome::Unknown => "unknown",
             _ => "",
         };
+        let policy = self.policies.of(&message.task);
+        let is_expected = matches!(&outcome, Outcome::Failure(why, _) if policy.options().expects(why));
         let end = self.task_events.load(Ordering::Relaxed).then(|| End::of(&outcome, &message.task));
-        let settlement = self.setting(&list, &raw, |setting| outcome::settle(&message, outcome, setting));
+        let place = (list.as_str(), message.task.as_str());
+        let settlement = self.setting(place, &raw, |setting| outcome::settle(&message, outcome, setting));
         let why = settlement.complaints.join("; ");
         let event = end.and_then(|end| end.event(&message.id, &settlement.state, &why, runtime));
         for complaint in &settlement.complaints {
@@ -299,15 +307,20 @@ impl Core {
                 log::error!("unknown task {:?}[{}] is put aside", message.task, message.id);
                 self.totals.aside.inc();
             }
+            "FAILURE" if is_expected => {
+                log::info!("task {}[{}] failed as expected: {}", message.task, message.id, settlement.why);
+            }
             "FAILURE" => log::error!("task {}[{}] failed: {}", message.task, message.id, settlement.why),
             "REVOKED" => log::info!("task {}[{}] is {label}", message.task, message.id),
             "RETRY" => log::info!("task {}[{}] will be retried: {}", message.task, message.id, settlement.why),
             state => log::info!("task {}[{}]: {state}", message.task, message.id),
         }
+        let sent = self.events_of_sent(&settlement.ops);
         self.send(tag.to_owned(), Arc::new(self.last(settlement.ops)), 0);
         // Behind the result, which whoever sees the event may look for.
+        sent.into_iter().for_each(|event| self.events.put(event));
         if let Some(event) = event {
-            self.tell(|| event);
+            self.tell(&message.task, || event);
         }
     }
 
@@ -323,7 +336,7 @@ impl Core {
         };
         log::error!("message {tag} of {list:?} (task {name:?}, id {:?}) is put aside: {reason}", id.unwrap_or(""));
         self.totals.aside.inc();
-        let ops = self.setting(&list, &raw, |setting| {
+        let ops = self.setting((&list, name), &raw, |setting| {
             let sent = id.map(|id| outcome::unreadable(id, reason, setting));
             let aside = outcome::aside(id.unwrap_or(""), name, reason, setting.raw, setting);
             sent.into_iter().chain([aside]).collect()
@@ -338,17 +351,22 @@ impl Core {
         if results.is_empty() { Last::Settle(rest) } else { Last::Store(results, rest) }
     }
 
-    /// Acknowledges a message before its task begins, if that is how it is set. Blocks until Redis has it. False if the
-    /// task is not to begin: then it was given back, or is somebody else's.
-    pub(super) fn acknowledge_early(self: &Arc<Self>, run: &Run) -> bool {
-        if self.config.app.task_acks_late {
-            return true;
-        }
-        let keys = [self.keys.held.as_str(), &self.keys.unacked, &self.keys.unacked_index];
-        let request = Request::new(Repeat::Idempotent, self.patience()).script(&ACKNOWLEDGE, &keys, run.tag.as_str());
+    /// Acknowledges a message before its task begins, or notes that it begins, if that is how it is set. Blocks until
+    /// Redis has it. False if the task is not to begin: then it was given back, or is somebody else's.
+    pub(super) fn tell_of_begin(self: &Arc<Self>, run: &Run) -> bool {
+        let (policy, keys) = (self.policies.of(&run.message.task), &self.keys);
+        let request = Request::new(Repeat::Idempotent, self.patience());
+        let request = match (policy.acks_late(), policy.fails_if_lost()) {
+            (true, false) => return true,
+            (true, true) => request.script(&BEGIN, &[keys.held.as_str()], (run.tag.as_str(), BEGUN.to_string())),
+            (false, _) => {
+                let keys = [keys.held.as_str(), &keys.unacked, &keys.unacked_index];
+                request.script(&ACKNOWLEDGE, &keys, run.tag.as_str())
+            }
+        };
         match self.commands.call(request).as_deref() {
             Ok([Value::Int(1)]) => {
-                run.acknowledged.store(true, Ordering::SeqCst);
+                run.acknowledged.store(!policy.acks_late(), Ordering::SeqCst);
                 return true;
             }
             Ok(_) => log::warn!("message {} is not ours any more; its task is not begun here", run.tag),
@@ -461,7 +479,7 @@ impl Core {
                 // Redis will not have the result, so asking again is of no use: the operator finds it aside.
                 let reason = format!("its result could not be stored: {error}");
                 Arc::new(Last::Settle(
-                    self.setting("", b"", |setting| vec![outcome::aside(&tag, "", &reason, b"", setting)]),
+                    self.setting(("", ""), b"", |setting| vec![outcome::aside(&tag, "", &reason, b"", setting)]),
                 ))
             }
             _ => last.clone(),
@@ -500,16 +518,7 @@ impl Core {
                     self.board.errors.report(error.class(), place, &error);
                 }
             }
-            for (tag, stage, run) in held {
-                match (stage, run) {
-                    (Stage::Scheduled | Stage::Waiting, _) => self.conclude(&tag, Outcome::Revoked("revoked")),
-                    (Stage::Running, Some(run)) if terminate => {
-                        self.conclude(&tag, Outcome::Revoked("terminated"));
-                        run.end(CancelCause::Revoked);
-                    }
-                    _ => {}
-                }
-            }
+            self.call_off(held, terminate);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! What remote control has set for tasks of one name: rates and time limits. Pure.
+//! Rates and time limits of the tasks of each name: those of their options, until remote control sets others. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use super::policy::Policies;
 use super::rate::{Rate, Turns};
 use crate::celery::message::TaskMessage;
 
@@ -18,6 +19,17 @@ struct TaskLimits {
 }
 
 impl Limits {
+    /// As the options of the tasks have them.
+    pub(super) fn new(policies: &Policies, now: Instant) -> Self {
+        let mut limits = Self::default();
+        for (task, policy) in policies.iter() {
+            let (soft, hard) = policy.time_limits();
+            limits.set_times(task, soft, hard);
+            limits.set_rate(task, policy.rate().cloned(), now);
+        }
+        limits
+    }
+
     pub(super) fn set_times(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) {
         let limits = self.0.entry(task.to_owned()).or_default();
         (limits.soft, limits.hard) = (soft, hard);
@@ -32,10 +44,15 @@ impl Limits {
         self.0.get(task)?.turns.rate().map(|rate| rate.text.clone())
     }
 
-    /// The soft and the hard time limit of a message: its own, or those of its kind.
+    /// The soft and the hard time limit of its kind.
+    pub(super) fn times_of(&self, task: &str) -> (Option<f64>, Option<f64>) {
+        self.0.get(task).map_or((None, None), |limits| (limits.soft, limits.hard))
+    }
+
+    /// The soft and the hard time limit of a message: its own, unless that is 0, or those of its kind.
     pub(super) fn time_limits(&self, message: &TaskMessage) -> (Option<f64>, Option<f64>) {
-        let (soft, hard) = self.0.get(&message.task).map_or((None, None), |limits| (limits.soft, limits.hard));
-        (message.soft_time_limit.or(soft), message.time_limit.or(hard))
+        let ((soft, hard), some) = (self.times_of(&message.task), |limit: &f64| *limit > 0.0);
+        (message.soft_time_limit.filter(some).or(soft), message.time_limit.filter(some).or(hard))
     }
 
     /// Whether a task may begin now; else it waits.
@@ -65,7 +82,7 @@ mod tests {
         assert_eq!(limits.time_limits(&message), (None, None));
         limits.set_times("add", Some(1.0), Some(2.0));
         assert_eq!(limits.time_limits(&message), (Some(1.0), Some(2.0)));
-        message.soft_time_limit = Some(5.0);
+        (message.soft_time_limit, message.time_limit) = (Some(5.0), Some(0.0));
         assert_eq!(limits.time_limits(&message), (Some(5.0), Some(2.0)));
         assert_eq!(limits.time_limits(&TaskMessage::new("id", "mul")), (None, None));
     }

@@ -8,8 +8,9 @@ use std::time::Instant;
 use redis::{FromRedisValue, Value};
 
 use super::core::{Core, Keys};
+use super::lost;
 use super::restore::{self, Back};
-use super::scripts::{LEFT, RENEW, RESTORE};
+use super::scripts::{BEGUN, LEFT, NAMESAKES, RENEW, RESTORE};
 use super::siblings::KEYS_AT_ONCE;
 use crate::base::limits::CELERY_RESTORED_AT_ONCE;
 use crate::base::lock::lock;
@@ -42,14 +43,20 @@ pub(super) fn beat(core: &Arc<Core>) {
             &[keys.alive.as_str(), &keys.held, &keys.unacked_index, &keys.workers],
             &(core.id.as_str(), lifetime(core)),
         )
+        .script(
+            &NAMESAKES,
+            &[keys.workers.as_str()],
+            &(keys.worker.as_str(), format!("{}.", core.config.hostname), core.id.as_str()),
+        )
         .script(&LEFT, &[keys.workers.as_str(), &keys.unacked, &keys.unacked_index], &looked_for(core)[..]);
     let weak = Arc::downgrade(core);
     let sent = core.commands.submit(request, move |answer| {
         if let Some(core) = weak.upgrade() {
             core.beating.store(false, Ordering::SeqCst);
-            match answer.and_then(|mut replies| found(replies.pop())) {
-                Ok((passed, left)) => {
+            match answer.and_then(|mut replies| Ok((found(replies.pop())?, namesakes(replies.pop())?))) {
+                Ok(((passed, left), others)) => {
                     core.board.health.up(LIVE_PART);
+                    meet(&core, others);
                     core.passed.store(passed, Ordering::SeqCst);
                     look(&core, left);
                     look_beside(&core);
@@ -123,6 +130,22 @@ fn looked_for(core: &Core) -> Vec<String> {
     args
 }
 
+/// Ids of other workers that have our name.
+fn namesakes(reply: Option<Value>) -> Result<Vec<String>, RedisError> {
+    Ok(Vec::<String>::from_redis_value(reply.unwrap_or(Value::Array(Vec::new())))?)
+}
+
+/// Other workers have our name.
+fn meet(core: &Core, others: Vec<String>) {
+    let new = lock(&core.namesakes).seen(others, core.config.liveness, Instant::now());
+    let name = &core.config.hostname;
+    for other in new {
+        log::warn!(
+            "another worker has the name {name:?} too ({other}): what is asked of it by remote control, both do"
+        );
+    }
+}
+
 /// How many old ones to pass over next time, and what was found.
 fn found(reply: Option<Value>) -> Result<(usize, Vec<Left>), RedisError> {
     let reply: Vec<Value> = FromRedisValue::from_redis_value(reply.unwrap_or(Value::Array(Vec::new())))?;
@@ -164,7 +187,10 @@ fn look(core: &Arc<Core>, left: Vec<Left>) {
             Some(back) if left.worker.is_empty() => {
                 put_back(core, &left, &back, &core.names.queue(&left.list, back.priority))
             }
-            Some(back) => put_back(core, &left, &back, &left.list),
+            Some(back) => match left.list.strip_prefix(BEGUN) {
+                Some(list) => lost::fail(core, &left.worker, (&left.tag, list), back),
+                None => put_back(core, &left, &back, &left.list),
+            },
         }
     }
 }

@@ -30,9 +30,12 @@ mod held;
 mod lifecycle;
 mod limits;
 mod liveness;
+mod lost;
 mod mailbox;
+mod namesakes;
 mod node;
 mod outcome;
+mod policy;
 mod pool;
 mod queue;
 mod rate;
@@ -60,8 +63,11 @@ pub use held::Counts;
 pub use outcome::ASIDE;
 pub use registry::Registry;
 
-use self::core::{Core, CoreParts, TAKE_PART};
+pub use super::options::TaskOptions;
+
+use self::core::{Core, CoreParts, Overdue, TAKE_PART};
 use self::held::Stage;
+use self::policy::Policies;
 use self::pool::Pool;
 use self::queue::RunQueue;
 use self::run::CancelCause;
@@ -144,6 +150,21 @@ pub struct WorkerState {
     pub aside: u64,
     /// Keys beside its queues that tell of producers with other settings, in words.
     pub siblings: Vec<String>,
+    /// Ids of other workers that have the same name.
+    pub namesakes: Vec<String>,
+    /// Tasks that have failed by their time limit and whose handlers run on all the same; each has a thread.
+    pub overdue: Vec<OverdueTask>,
+}
+
+/// A task whose handler has not ended at its time limit.
+#[derive(Debug, Clone, Serialize)]
+pub struct OverdueTask {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Seconds since its time limit.
+    pub seconds: f64,
 }
 
 /// One task that a worker holds.
@@ -191,6 +212,8 @@ impl CeleryWorker {
         if let Some(problem) = config.problem() {
             return Err(WorkerError::Config(problem));
         }
+        let policies = Policies::new(registry.tasks(), &config.app).map_err(WorkerError::Config)?;
+        config.app.tell_of_idle();
         let wake = || Wake::new().map_err(|error| RedisError::System(format!("no event descriptor: {error}")));
         let (take_wake, control_wake) = (wake()?, wake()?);
         let (broker, elsewhere) = (config.app.broker(&config.redis), config.app.results(&config.redis));
@@ -203,7 +226,7 @@ impl CeleryWorker {
         board.health.down(TAKE_PART, "not connected yet");
         let core = Core::new(CoreParts {
             config,
-            registered: registry.names().map(str::to_owned).collect(),
+            policies,
             commands: commander.handle(),
             results: results.as_ref().map(Commander::handle),
             timer: timer.handle(),
@@ -374,6 +397,8 @@ impl WorkerHandle {
             restored: core.totals.restored.get(),
             aside: core.totals.aside.get(),
             siblings: lock(&core.siblings).told(),
+            namesakes: lock(&core.namesakes).told(),
+            overdue: lock(&core.overdue).values().map(OverdueTask::from).collect(),
         }
     }
 
@@ -422,6 +447,13 @@ impl WorkerHandle {
     /// Calls tasks off, as `celery control revoke` does for all workers.
     pub fn revoke(&self, ids: &[String], terminate: bool) {
         self.0.revoke(ids, terminate);
+    }
+}
+
+impl From<&Overdue> for OverdueTask {
+    fn from(overdue: &Overdue) -> Self {
+        let Overdue { id, name, since } = overdue.clone();
+        Self { id, name, seconds: since.elapsed().as_secs_f64() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What remote control sees of a worker, and what it changes. Pure.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::rate::Rate;
 
@@ -37,8 +37,8 @@ pub(super) trait Node {
     fn hostname(&self) -> &str;
     /// Names of the tasks that it runs.
     fn registered(&self) -> Vec<String>;
-    /// How many of a task may begin in a time, as `10/m`.
-    fn rate_of(&self, task: &str) -> Option<String>;
+    /// The options of a task as they count, by Celery's names.
+    fn attributes_of(&self, task: &str) -> Map<String, Value>;
     /// Tasks whose handler runs.
     fn active(&self) -> Vec<Value>;
     /// Tasks that wait for a thread.

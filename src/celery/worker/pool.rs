@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::call::{Args, TaskError, exception};
 use super::context::TaskCx;
-use super::core::Core;
+use super::core::{Core, Overdue};
 use super::held::Stage;
 use super::outcome::{self, Outcome};
 use super::registry::Registry;
@@ -26,6 +26,7 @@ use crate::base::timer::Alarm;
 use crate::base::waits::waiting;
 use crate::celery::event::Event;
 use crate::celery::meta::{Exception, Meta};
+use crate::celery::options::PANICKED;
 
 /// Owns the threads.
 pub(super) struct Pool {
@@ -129,7 +130,7 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
     }
     // A stop that finds a task running finds it counted as well.
     core.busy.fetch_add(1, Ordering::SeqCst);
-    let _busy = Busy(core.clone());
+    let _busy = Busy(core.clone(), run.clone());
     {
         let mut held = lock(&core.held);
         // It was settled or given back while it waited.
@@ -140,14 +141,15 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
             entry.item.run = Some(run.clone());
         }
     }
-    if !core.acknowledge_early(run) {
+    if !core.tell_of_begin(run) {
         return;
     }
     let begun = *run.begun.get_or_init(Instant::now);
     core.totals.begun(&message.task);
-    core.tell(|| Event::started(&message.id));
+    core.tell(&message.task, || Event::started(&message.id));
+    let policy = core.policies.of(&message.task);
     let _limits = time_limits(core, run);
-    if core.config.app.task_track_started && message.ignore_result != Some(true) {
+    if policy.tracks_started() && message.ignore_result != Some(true) {
         let meta = Meta::started(&message.id, std::process::id(), &core.config.hostname);
         core.store_state(run, meta, |_| {});
     }
@@ -162,17 +164,19 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
         Ok(Err(TaskError::Cancelled)) => run.cancelled(),
         Ok(Err(TaskError::Reject { requeue: true })) => {
             if core.give_back(&run.tag, false) {
-                core.tell(|| Event::rejected(&message.id, true));
+                core.tell(&message.task, || Event::rejected(&message.id, true));
             }
             return;
         }
-        Ok(Err(error)) => outcome::of_error(error, message, &core.config.hostname),
+        Ok(Err(error)) => outcome::of_error(error, message, policy, &core.config.hostname),
         Err(payload) => {
             let text = panic_message(payload.as_ref());
             let traceback = format!("the handler panicked: {text}\n  in {}[{}]\n", message.task, message.id);
-            Some(Outcome::Failure(exception("Panicked", text), Some(traceback)))
+            Some(Outcome::Failure(exception(PANICKED, text), Some(traceback)))
         }
     };
+    let below = |n| lock(&core.rng).below(n);
+    let outcome = outcome.map(|outcome| outcome::retried(outcome, policy, message.retries, below));
     log::debug!("task {}[{}] ended after {:.3?}", message.task, message.id, begun.elapsed());
     match outcome {
         Some(outcome) => core.conclude(&run.tag, outcome),
@@ -205,12 +209,12 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
                 let limit = run.limits.1.unwrap_or(0.0);
                 log::error!("task {}[{}] is over its time limit of {limit} s", run.message.task, run.message.id);
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
-                let app = &core.config.app;
-                if app.task_acks_late && !app.task_acks_on_failure_or_timeout {
+                if core.policies.of(&run.message.task).returns_late() {
                     core.give_back(&run.tag, false);
                 } else {
                     core.conclude(&run.tag, Outcome::Failure(exception, None));
                 }
+                note_overdue(core, &run);
                 run.end(CancelCause::HardLimit);
             }
         }));
@@ -218,11 +222,28 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
     alarms
 }
 
+/// The end of a task is settled, and its handler is still to notice it.
+fn note_overdue(core: &Core, run: &Run) {
+    let mut overdue = lock(&core.overdue);
+    if !run.returned.load(Ordering::SeqCst) {
+        let (id, name) = (run.message.id.clone(), run.message.task.clone());
+        overdue.insert(run.tag.clone(), Overdue { id, name, since: Instant::now() });
+    }
+}
+
 /// A handler runs.
-struct Busy(Arc<Core>);
+struct Busy(Arc<Core>, Arc<Run>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        let overdue = {
+            let mut overdue = lock(&self.0.overdue);
+            self.1.returned.store(true, Ordering::SeqCst);
+            overdue.remove(&self.1.tag)
+        };
+        if let Some(Overdue { id, name, since }) = overdue {
+            log::warn!("task {name}[{id}] went on for {:.1?} after its time limit", since.elapsed());
+        }
         // The stop waits for the last one.
         if self.0.busy.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.waited_for.load(Ordering::SeqCst) {
             self.0.idle.drain();

@@ -10,13 +10,14 @@ use serde_json::Value;
 
 use super::call::{Args, TaskError};
 use super::context::TaskCx;
+use crate::celery::options::TaskOptions;
 use crate::celery::typed;
 
 type Handler = Arc<dyn Fn(&TaskCx, Args) -> Result<Value, TaskError> + Send + Sync>;
 
 /// The tasks that a worker runs.
 #[derive(Clone, Default)]
-pub struct Registry(BTreeMap<String, Handler>);
+pub struct Registry(BTreeMap<String, (TaskOptions, Handler)>);
 
 impl Registry {
     /// No tasks.
@@ -33,7 +34,44 @@ impl Registry {
         name: impl Into<String>,
         handler: impl Fn(&TaskCx, Args) -> Result<Value, TaskError> + Send + Sync + 'static,
     ) -> Self {
-        self.0.insert(name.into(), Arc::new(handler));
+        self.0.insert(name.into(), (TaskOptions::default(), Arc::new(handler)));
+        self
+    }
+
+    /// As [`Registry::register`], with options.
+    ///
+    /// A worker does not start with options that are of no use. The time limits ask and do not force: a thread cannot
+    /// be ended from outside, see [`TaskCx::cancel`].
+    ///
+    /// ```
+    /// use phalanx::celery::worker::{Registry, TaskError, TaskOptions};
+    ///
+    /// let options = TaskOptions {
+    ///     autoretry_for: vec!["ConnectionError".to_owned()],
+    ///     retry_backoff: Some(2), // about 2, 4, 8 s …
+    ///     max_retries: Some(5),
+    ///     rate_limit: Some("10/m".to_owned()),
+    ///     ..TaskOptions::default()
+    /// };
+    /// let registry = Registry::new().register_with("tasks.fetch", options, |_, _| {
+    ///     Err(TaskError::new("ConnectionRefusedError", "nobody listens")) // tried again
+    /// });
+    /// ```
+    pub fn register_with(
+        self,
+        name: impl Into<String>,
+        options: TaskOptions,
+        handler: impl Fn(&TaskCx, Args) -> Result<Value, TaskError> + Send + Sync + 'static,
+    ) -> Self {
+        let name = name.into();
+        self.register(name.clone(), handler).with_options(&name, options)
+    }
+
+    /// The same tasks, the one of this name with these options, if there is one.
+    pub fn with_options(mut self, name: &str, options: TaskOptions) -> Self {
+        if let Some((own, _)) = self.0.get_mut(name) {
+            *own = options;
+        }
         self
     }
 
@@ -54,8 +92,13 @@ impl Registry {
         self.0.keys().map(String::as_str)
     }
 
+    /// The names, and the options of each.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = (&str, &TaskOptions)> {
+        self.0.iter().map(|(name, (options, _))| (name.as_str(), options))
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&Handler> {
-        self.0.get(name)
+        self.0.get(name).map(|(_, handler)| handler)
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Run {
     pub acknowledged: AtomicBool,
     /// Seconds after which it is asked to end, and after which it is ended.
     pub limits: (Option<f64>, Option<f64>),
+    /// Its handler has returned.
+    pub returned: AtomicBool,
     /// When its handler was called.
     pub begun: OnceLock<Instant>,
     why: Mutex<Option<CancelCause>>,
@@ -59,6 +61,7 @@ impl Run {
             message,
             signal: Shutdown::new(),
             acknowledged: AtomicBool::new(false),
+            returned: AtomicBool::new(false),
             begun: OnceLock::new(),
             why: Mutex::default(),
             progress: Mutex::default(),

@@ -173,6 +173,21 @@ return #held
 "#,
 );
 
+/// Finds other workers that have the same name and live.
+///
+/// `KEYS`: workers. `ARGV`: start of a worker's keys, the worker's name with a dot, its id. Answers with their ids.
+pub(super) static NAMESAKES: Script = Script::new(
+    r#"
+local found, name = {}, ARGV[2]
+for _, worker in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  -- Behind the name there is nothing but an id of 32 digits.
+  if worker ~= ARGV[3] and #worker == #name + 32 and string.sub(worker, 1, #name) == name
+    and redis.call('EXISTS', ARGV[1] .. worker) == 1 then found[#found + 1] = worker end
+end
+return found
+"#,
+);
+
 /// Finds what nobody works on in the queues that are served: held by a worker that lives no more, or recorded by
 /// anybody longer ago than the visibility time-out. What belongs to other queues is left to those who serve them: how
 /// long they may work is not known here.
@@ -195,6 +210,8 @@ local function note(worker, tag, key, entry)
 end
 local function starts(text, start) return string.sub(text, 1, #start) == start end
 local function is_served(list)
+  -- A task that has begun.
+  if string.byte(list) == 1 then list = string.sub(list, 2) end
   for _, queue in ipairs(queues) do
     if list == prefix .. queue or starts(list, prefix .. queue .. sep) then return true end
   end
@@ -274,6 +291,21 @@ pub(super) static ACKNOWLEDGE: Script = Script::new(
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+return 1
+"#,
+);
+
+/// Stands before the list in a worker's record of a message whose task has begun and is not to be begun again.
+pub(super) const BEGUN: char = '\u{1}';
+
+/// Notes that the task of a message of ours begins, and that it has failed if this worker is lost.
+///
+/// `KEYS`: held. `ARGV`: tag, [`BEGUN`]. Answers 1 if it was ours.
+pub(super) static BEGIN: Script = Script::new(
+    r#"
+local list = redis.call('HGET', KEYS[1], ARGV[1])
+if not list then return 0 end
+if string.sub(list, 1, #ARGV[2]) ~= ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. list) end
 return 1
 "#,
 );

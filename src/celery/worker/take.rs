@@ -13,7 +13,7 @@ use redis::FromRedisValue;
 use super::core::{Core, TAKE_PART};
 use super::liveness::lifetime;
 use super::restore;
-use super::scripts::{RENEW, TAKE};
+use super::scripts::{BEGUN, RENEW, TAKE};
 use crate::base::backoff::Backoff;
 use crate::base::limits::{
     CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_MESSAGE_BYTES, CELERY_TAKEN_AT_ONCE, CELERY_TAKEN_BYTES,
@@ -165,7 +165,7 @@ impl Taker<'_> {
                 None => self.query::<()>(redis::cmd("HDEL").arg(&core.keys.held).arg(&tag))?,
                 Some(Some(back)) => {
                     log::warn!("message {tag} was taken and its delivery lost; found again");
-                    core.accept(&tag, &list, back.message.into_bytes());
+                    core.accept(&tag, list.trim_start_matches(BEGUN), back.message.into_bytes());
                 }
                 Some(None) => log::error!("message {tag} is held but its record is unreadable"),
             }

@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::core::Core;
-use super::outcome::{self, Outcome};
+use super::outcome::{self, Op, Outcome};
 use crate::base::lock::lock;
+use crate::celery::envelope::Envelope;
 use crate::celery::event::{Event, Vitals};
+use crate::celery::message::TaskMessage;
 use crate::celery::meta::{Exception, ResultState};
 use crate::celery::repr;
 
@@ -53,11 +55,26 @@ impl End {
 }
 
 impl Core {
-    /// Tells what became of a task, if somebody wants to know.
-    pub(super) fn tell(&self, event: impl FnOnce() -> Event) {
-        if self.task_events.load(Ordering::Relaxed) {
+    /// Tells what became of a task of this name, if somebody wants to know.
+    pub(super) fn tell(&self, task: &str, event: impl FnOnce() -> Event) {
+        if self.task_events.load(Ordering::Relaxed) && self.policies.of(task).options().send_events {
             self.events.put(event());
         }
+    }
+
+    /// What is told of the tasks that are sent with these operations, if the application wants it.
+    pub(super) fn events_of_sent(&self, ops: &[Op]) -> Vec<Event> {
+        if !self.config.app.task_send_sent_event {
+            return Vec::new();
+        }
+        let sent = |op: &Op| {
+            // A list that keeps a number of its entries is no queue.
+            let Op::Push(_, text, 0) = op else { return None };
+            let message = Envelope::read(text.as_bytes()).and_then(|sent| TaskMessage::read_in(&sent, &self.zone));
+            // It was written here a moment ago.
+            Some(Event::sent(&message.ok()?))
+        };
+        ops.iter().filter_map(sent).collect()
     }
 
     /// Tells of the worker: `worker-online`, `worker-heartbeat` or `worker-offline`.

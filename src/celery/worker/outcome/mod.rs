@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::call::{TaskError, exception};
+use super::policy::Policy;
 use crate::base::limits::{CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_RESULT_BYTES};
 use crate::celery::app_config::AppConfig;
 use crate::celery::keys::Keyspace;
@@ -71,6 +72,8 @@ pub(super) struct Setting<'a> {
     pub list: &'a str,
     /// The message as it lay there.
     pub raw: &'a [u8],
+    /// What counts for the task.
+    pub policy: &'a Policy,
     /// The settings of the application.
     pub app: &'a AppConfig,
     /// The names of its keys.
@@ -116,8 +119,7 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
             done.ops.push(aside(&message.id, &message.task, &reason, setting.raw, setting));
         }
     }
-    let app = setting.app;
-    if done.state == ResultState::Failure && !is_unknown && app.task_acks_late && !app.task_acks_on_failure_or_timeout {
+    if done.state == ResultState::Failure && !is_unknown && setting.policy.keeps_failed() {
         let reason = format!("it failed: {}", done.why);
         done.ops.push(aside(&message.id, &message.task, &reason, setting.raw, setting));
     }
@@ -128,20 +130,37 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
 
 /// What a handler's error means; `None` for [`TaskError::Cancelled`], whose reason the worker knows, and for what goes
 /// back to its queue.
-pub(super) fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) -> Option<Outcome> {
+pub(super) fn of_error(error: TaskError, message: &TaskMessage, policy: &Policy, hostname: &str) -> Option<Outcome> {
+    let options = policy.options();
     Some(match error {
         TaskError::Failed(exception) => {
             let (name, text) = (&exception.exc_type, exception.message());
             let traceback = format!("{name}: {text}\n  in {}[{}] of {hostname}\n", message.task, message.id);
             Outcome::Failure(*exception, Some(traceback))
         }
-        TaskError::Retry { countdown, max_retries, exception } => {
-            Outcome::Retry { countdown, max_retries, exception: *exception }
-        }
+        TaskError::Retry { countdown, max_retries, exception } => Outcome::Retry {
+            countdown: countdown.unwrap_or(options.default_retry_delay),
+            max_retries: max_retries.or(options.max_retries),
+            exception: *exception,
+        },
         TaskError::Ignore => Outcome::Ignored,
         TaskError::Reject { requeue: false } => Outcome::Failure(rejection(), None),
         TaskError::Reject { requeue: true } | TaskError::Cancelled => return None,
     })
+}
+
+/// What comes of an outcome after this many retries: some failures are tried again, as the options of the task say.
+/// `below` gives a random number below another.
+pub(super) fn retried(outcome: Outcome, policy: &Policy, retries: u32, below: impl FnOnce(u64) -> u64) -> Outcome {
+    let options = policy.options();
+    match outcome {
+        // What a handler refuses is not what has gone wrong.
+        Outcome::Failure(exception, _) if options.retries_after(&exception) && exception != rejection() => {
+            let countdown = options.retry_delay(retries, below);
+            Outcome::Retry { countdown, max_retries: options.max_retries, exception }
+        }
+        outcome => outcome,
+    }
 }
 
 /// The failure of a task that its handler has refused for good.
@@ -235,7 +254,8 @@ fn complain(
 
 /// Stores a result, unless nobody wants it.
 fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>, done: &mut Settlement) {
-    if message.ignore_result == Some(true) {
+    let is_kept = setting.policy.stores_errors() && meta.state.is_exception();
+    if message.ignore_result == Some(true) && !is_kept {
         return;
     }
     complete(message, &mut meta);

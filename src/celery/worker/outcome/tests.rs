@@ -1,4 +1,6 @@
 use super::*;
+use crate::celery::options::TaskOptions;
+use crate::celery::worker::policy::Policies;
 
 fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
     let mut n = 0;
@@ -8,11 +10,13 @@ fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
     };
     let now = "2026-11-21T12:00:00+00:00".parse().unwrap();
     let app = AppConfig::default();
+    let policies = Policies::new(std::iter::empty(), &app).unwrap();
     let (names, zone) = (app.keyspace(), app.zone());
     let mut setting = Setting {
         now,
         list: "src",
         raw: b"raw",
+        policy: policies.of("t"),
         app: &app,
         names: &names,
         zone: &zone,
@@ -160,4 +164,34 @@ fn a_result_that_is_too_large_is_a_failure() {
     let done = settled(&message, Outcome::Success("x".repeat(CELERY_RESULT_BYTES).into()));
     assert_eq!(done.state, ResultState::Failure);
     assert_eq!(results(&done)[0].1.exception().unwrap().exc_type, "OverflowError");
+}
+
+#[test]
+fn failures_that_are_named_are_tried_again() {
+    let options = TaskOptions {
+        autoretry_for: vec!["Exception".to_owned()],
+        dont_autoretry_for: vec!["KeyError".to_owned()],
+        retry_backoff: Some(2),
+        retry_jitter: false,
+        max_retries: Some(5),
+        default_retry_delay: Duration::from_secs(7),
+        ..Default::default()
+    };
+    let policies = Policies::new([("t", &options)].into_iter(), &AppConfig::default()).unwrap();
+    let policy = policies.of("t");
+    let failed = |kind: &str| Outcome::Failure(Exception::new("builtins", kind, "x"), None);
+    let exception = Exception::new("builtins", "OSError", "x");
+    let retry = |seconds, most| Outcome::Retry {
+        countdown: Duration::from_secs(seconds),
+        max_retries: Some(most),
+        exception: exception.clone(),
+    };
+    assert_eq!(retried(failed("OSError"), policy, 3, |_| 0), retry(16, 5));
+    for kept in [failed("KeyError"), Outcome::Success(json!(1)), Outcome::Failure(rejection(), None)] {
+        assert_eq!(retried(kept.clone(), policy, 0, |_| 0), kept);
+    }
+    // Those that a handler asks for.
+    let of = |error: TaskError| of_error(error, &TaskMessage::new("id", "t"), policy, "me").unwrap();
+    assert_eq!(of(TaskError::again("OSError", "x")), retry(7, 5));
+    assert_eq!(of(TaskError::retry(Duration::from_secs(1), "OSError", "x").at_most(Some(9))), retry(1, 9));
 }

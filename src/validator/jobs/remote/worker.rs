@@ -137,7 +137,12 @@ impl JobWorkerConfig {
             prefetch_multiplier: 1,
             hostname: self.name.clone(),
             liveness: self.liveness,
-            app: AppConfig { task_default_queue: self.queue.clone(), task_track_started: true, ..self.celery.clone() },
+            app: AppConfig {
+                task_default_queue: self.queue.clone(),
+                task_track_started: true,
+                worker_prefetch_multiplier: None,
+                ..self.celery.clone()
+            },
             ..WorkerConfig::new(self.redis.clone())
         }
     }

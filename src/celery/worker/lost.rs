@@ -1,0 +1,94 @@
+//! Tasks that had begun on a worker that is lost and are not to be begun again: they have failed. On the commander's
+//! threads; nothing blocks.
+
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::core::{Core, Keys};
+use super::outcome::{self, Op, Outcome};
+use super::restore::Back;
+use crate::celery::envelope::Envelope;
+use crate::celery::event::Event;
+use crate::celery::message::TaskMessage;
+use crate::celery::meta::Exception;
+use crate::redis::RedisError;
+
+const PART: &str = "cel-live";
+
+/// Settles a message that the dead worker held, by its tag and its list, in that worker's name. Others may do the same;
+/// what follows from it is sent once.
+pub(super) fn fail(core: &Arc<Core>, worker: &str, (tag, list): (&str, &str), back: Back) {
+    let raw = back.message.as_bytes();
+    let read = Envelope::read(raw).and_then(|envelope| TaskMessage::read_in(&envelope, &core.zone));
+    let mut message = match read {
+        Ok(message) => message,
+        Err(error) => {
+            // It was read when it began.
+            log::error!("message {tag} of the lost worker {worker} cannot be read: {error}; it is left");
+            return;
+        }
+    };
+    message.ignore_result.get_or_insert(core.policies.of(&message.task).ignores_result());
+    let why = format!("the worker {worker} was lost");
+    let exception = Exception::new("billiard.exceptions", "WorkerLostError", why);
+    let outcome = Outcome::Failure(exception.clone(), None);
+    let settlement = core.setting((list, &message.task), raw, |setting| outcome::settle(&message, outcome, setting));
+    let (results, rest): (Vec<_>, Vec<_>) =
+        settlement.ops.into_iter().partition(|op| core.results.is_some() && !matches!(op, Op::Push(..)));
+    let held = Keys::of(worker, &core.names).held;
+    let lost = Lost { tag: tag.to_owned(), worker: worker.to_owned(), held, message, exception };
+    if results.is_empty() {
+        lost.settle(core, &rest);
+        return;
+    }
+    // Where results are elsewhere, a result is stored first.
+    let weak = Arc::downgrade(core);
+    let sent = core.stored().submit(core.settlement_for("", "", &results), move |answer| {
+        let Some(core) = weak.upgrade() else { return };
+        match answer {
+            Ok(_) => lost.settle(&core, &rest),
+            Err(error) => report(&core, &error),
+        }
+    });
+    if let Err(error) = sent {
+        report(core, &error);
+    }
+}
+
+/// What is not done now is done at the next look.
+fn report(core: &Core, error: &RedisError) {
+    core.board.errors.report(error.class(), PART, error);
+}
+
+struct Lost {
+    tag: String,
+    worker: String,
+    held: String,
+    message: TaskMessage,
+    exception: Exception,
+}
+
+impl Lost {
+    fn settle(self, core: &Arc<Core>, ops: &[Op]) {
+        let request = core.settlement_for(&self.held, &self.tag, ops);
+        let weak = Arc::downgrade(core);
+        let sent = core.commands.submit(request, move |answer| {
+            let Some(core) = weak.upgrade() else { return };
+            match answer.as_deref() {
+                Ok([Value::Int(1)]) => {
+                    let (id, task) = (&self.message.id, &self.message.task);
+                    log::error!("task {task}[{id}] had begun on the lost worker {} and has failed", self.worker);
+                    core.totals.ended("FAILURE");
+                    core.tell(task, || Event::failed(id, &self.exception, None));
+                }
+                // Another worker was faster.
+                Ok(_) => {}
+                Err(error) => report(&core, error),
+            }
+        });
+        if let Err(error) = sent {
+            report(core, &error);
+        }
+    }
+}
