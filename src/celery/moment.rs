@@ -33,6 +33,11 @@ impl Zone {
         Self(TimeZone::system())
     }
 
+    /// Its name, where it has one.
+    pub fn name(&self) -> Option<&str> {
+        self.0.iana_name()
+    }
+
     /// The zone of a name, as `Asia/Tokyo`. Blocks on the disk.
     ///
     /// # Errors

@@ -202,3 +202,18 @@ fn what_had_begun_on_a_lost_worker_has_failed_if_it_is_not_to_be_begun_again() {
         assert_eq!(worker.stop(LONG).left, 0);
     }
 }
+
+#[test]
+fn failures_that_are_to_be_expected_are_no_errors_in_the_log() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let app = json!({"task_annotations": {"fail": {"throws": ["LookupError"]}}});
+    let worker = worker_process(&server.url(), &format!("--settings {app}"));
+    let client = Client::start(server.config());
+    for kind in ["KeyError", "ValueError"] {
+        let failed = client.handle().send(Task::new("fail").args(json!([kind, "x"]))).unwrap();
+        assert!(matches!(failed.wait(LONG), Err(Ended::Failed { .. })));
+    }
+    let log = worker.stop(Signal::TERM).stderr;
+    assert!(log.contains("failed: ValueError: x") && !log.contains("KeyError"), "{log}");
+}

@@ -93,7 +93,8 @@ fn a_job_that_no_user_signed_as_it_is_runs_nothing() {
 fn a_task_that_is_replayed_runs_nothing_once_its_job_has_ended() {
     let _none = NoThreads::expected();
     let Some(scene) = Scene::set() else { return };
-    let front = scene.front(&[]);
+    // Nobody reads it.
+    let front = scene.front(&["--miners", "/no/such/file"]);
     let job = jobs(1).remove(0);
     scene.facilitator.submit(job.clone());
     until("it is in the queue", || scene.redis.cli::<usize>(&["LLEN", "phalanx"]) == 1);
@@ -113,7 +114,8 @@ fn a_task_that_is_replayed_runs_nothing_once_its_job_has_ended() {
     }
     assert_eq!(scene.facilitator.history(&job.uuid), GOOD);
     assert_eq!(scene.facilitator.state().repeats, 0);
-    stopped(front);
+    let log = stopped(front);
+    assert!(log.contains("--miners has no effect with --dispatch celery"), "{log}");
     let log = stopped(worker);
     assert!(log.contains("is not wanted any more") && log.contains("not run, it has ended"), "{log}");
     scene.end();

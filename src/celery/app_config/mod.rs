@@ -275,6 +275,7 @@ impl AppConfig {
             },
             "result_expires": number(self.result_expires.as_secs_f64()),
             "enable_utc": self.enable_utc,
+            "timezone": self.timezone.name(),
             "task_default_queue": self.task_default_queue,
             "task_routes": self.task_routes.shown(),
             "task_default_priority": self.task_default_priority,
