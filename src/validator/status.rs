@@ -61,7 +61,7 @@ impl Outcome {
     }
 
     /// The message that tells how the job ended.
-    pub(super) fn into_message(self, uuid: &str) -> EndMessage {
+    pub fn into_message(self, uuid: &str) -> EndMessage {
         let (status, metadata) = self.into_update();
         let reason = reason_of(&metadata);
         let update = V0JobStatusUpdate { uuid: uuid.to_owned(), status, metadata: Some(metadata) };
@@ -138,13 +138,13 @@ impl From<V0JobFailedRequest> for Outcome {
 
 /// An update of a job on its way to the facilitator: its end, unless a worker elsewhere has written it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct EndMessage {
+pub struct EndMessage {
     /// How it ended.
-    pub(super) status: JobStatus,
+    pub status: JobStatus,
     /// Why, unless it completed.
-    pub(super) reason: Option<&'static str>,
+    pub reason: Option<&'static str>,
     /// The message.
-    pub(super) text: Utf8Bytes,
+    pub text: Utf8Bytes,
 }
 
 /// Why a job ended as it did, in the word of the wire.

@@ -10,17 +10,19 @@ use crate::validator::ledger::Reply;
 
 /// What the facilitator sends besides its answers.
 #[derive(Debug)]
-pub(super) enum Inbound {
+pub enum Inbound {
     /// A job request.
     Job {
         /// Bytes of its text.
         bytes: usize,
+        /// The request.
         request: Box<V2JobRequest>,
     },
     /// A report of cheating.
     Cheated {
         /// Bytes of its text.
         bytes: usize,
+        /// The report.
         report: Box<V0JobCheated>,
     },
     /// A sign of life, as a text.
@@ -30,7 +32,7 @@ pub(super) enum Inbound {
 }
 
 /// Reads a text of the facilitator; the link's classifier.
-pub(super) fn classify(text: Utf8Bytes) -> Text<Inbound, Reply> {
+pub fn classify(text: Utf8Bytes) -> Text<Inbound, Reply> {
     let bytes = text.len();
     Text::Message(match FacilitatorToValidator::decode(&text) {
         Ok(FacilitatorToValidator::Response(response)) => return answer(&response),

@@ -28,7 +28,7 @@
 //! * [`running`]: a client that runs, and the order of its stop.
 //! * [`handle`]: what others hold of it.
 //! * [`job`]: a job as whoever runs it holds it, and the [`JobHandler`] that gets it.
-//! * `inbound`: what the facilitator's messages are; the link's classifier. Pure.
+//! * [`inbound`]: what the facilitator's messages are; the link's classifier. Pure.
 //! * `intake`: where they go, on the link's thread.
 //! * `work_queue`, `checker`: the threads that check signatures, and what they do.
 //! * `authentication`: what the link says first.
@@ -45,7 +45,7 @@ pub(in crate::validator) mod work_queue;
 
 mod authentication;
 mod checker;
-mod inbound;
+pub mod inbound;
 mod intake;
 
 use std::sync::{Arc, Mutex};

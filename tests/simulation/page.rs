@@ -1,0 +1,158 @@
+//! What came of a run: what was shown, and what it cost.
+
+use std::fmt;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use phalanx::protocol::JobStatus;
+
+use super::clock::{Node, SECOND, Shared};
+use super::world::Config;
+
+/// Whose an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Facilitator,
+    Validator,
+    /// With its executors.
+    Miner,
+    World,
+}
+
+impl Role {
+    pub fn of(node: Node) -> Self {
+        match node {
+            Node::Facilitator => Self::Facilitator,
+            Node::Validator(_) => Self::Validator,
+            Node::Miner(_) | Node::Executor(..) => Self::Miner,
+        }
+    }
+}
+
+const ROLES: [&str; 4] = ["facilitator", "validators", "miners", "world"];
+
+#[derive(Debug)]
+pub struct Page {
+    config: Config,
+    began: Instant,
+    /// KiB with the keys, with all miners too, with all validators too.
+    idle: [u64; 3],
+    events: [u64; 4],
+    times: [Duration; 4],
+    took: Duration,
+    peak: u64,
+    virtual_seconds: u64,
+    ends: Vec<(JobStatus, usize)>,
+    stored: usize,
+    counts: Vec<(&'static str, u64)>,
+    faults: Vec<(&'static str, u64)>,
+    digest: u64,
+}
+
+impl Page {
+    pub fn new(config: Config, began: Instant, idle: [u64; 3]) -> Self {
+        Self {
+            config,
+            began,
+            idle,
+            events: [0; 4],
+            times: [Duration::ZERO; 4],
+            took: Duration::ZERO,
+            peak: 0,
+            virtual_seconds: 0,
+            ends: Vec::new(),
+            stored: 0,
+            counts: Vec::new(),
+            faults: Vec::new(),
+            digest: 0,
+        }
+    }
+
+    /// An event took so long.
+    pub fn happened(&mut self, role: Role, took: Duration) {
+        self.events[role as usize] += 1;
+        self.times[role as usize] += took;
+    }
+
+    pub fn ended(&mut self, shared: &Shared) {
+        let book = &shared.book;
+        self.took = self.began.elapsed();
+        self.peak = memory("VmHWM");
+        self.virtual_seconds = shared.at / SECOND;
+        let ends = [JobStatus::Completed, JobStatus::Failed, JobStatus::Rejected, JobStatus::HordeFailed];
+        self.ends = ends.into_iter().map(|end| (end, book.ended_as(end))).collect();
+        self.stored = book.jobs.iter().filter(|job| job.is_stored).count();
+        self.counts = vec![
+            ("connections", shared.connections.made()),
+            ("connections at a time", shared.connections.most as u64),
+            ("statuses that came again", book.repeated),
+            ("statuses after the end, kept beside the history", book.late),
+            ("statuses of a job that is not known", book.unknown),
+            ("submissions that were turned away", book.turned_away),
+            ("jobs that a validator found begun at its start", book.restarted_jobs),
+        ];
+        self.faults = book.faults.iter().map(|(fault, count)| (fault.words(), *count)).collect();
+        self.digest = book.digest();
+    }
+
+    pub fn faults(&self) -> u64 {
+        self.faults.iter().map(|(_, count)| count).sum()
+    }
+
+    pub fn completed(&self) -> usize {
+        self.ends.iter().filter(|(end, _)| *end == JobStatus::Completed).map(|(_, count)| count).sum()
+    }
+
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: u64 = self.events.iter().sum();
+        let (jobs, seconds) = (self.stored as f64, self.took.as_secs_f64());
+        writeln!(f, "{} jobs, {all} events, {} virtual seconds, {seconds:.1} s", self.stored, self.virtual_seconds)?;
+        writeln!(f, "lost 0, ended twice 0, run twice 0, led back 0, left behind 0")?;
+        for (end, count) in &self.ends {
+            writeln!(f, "  {count} {}", end.as_str())?;
+        }
+        for (what, count) in self.faults.iter().chain(&self.counts) {
+            writeln!(f, "  {count} {what}")?;
+        }
+        writeln!(f, "time: {:.1} µs a job", seconds * 1e6 / jobs)?;
+        for (role, (events, time)) in ROLES.iter().zip(self.events.iter().zip(&self.times)) {
+            let (time, events) = (time.as_secs_f64() * 1e6, *events as f64);
+            writeln!(
+                f,
+                "  {role}: {:.1} µs a job, {:.1} events, {:.2} µs each",
+                time / jobs,
+                events / jobs,
+                time / events
+            )?;
+        }
+        let Self { idle: [keyed, miners, validators], peak, config, .. } = self;
+        let each = |more: u64, count: u32| more as f64 / f64::from(count);
+        writeln!(f, "memory: {} MiB at most, {} with all idle", peak >> 10, validators >> 10)?;
+        writeln!(
+            f,
+            "  {:.1} KiB a miner, {:.1} KiB a validator with {} miners, {:.2} KiB a job",
+            each(miners - keyed, config.miners),
+            each(validators - miners, config.validators),
+            config.known,
+            (peak - validators) as f64 / jobs
+        )
+    }
+}
+
+/// What this process has resident, in KiB.
+pub fn resident() -> u64 {
+    memory("VmRSS")
+}
+
+/// A line of `/proc/self/status`, in KiB; 0 where there is none.
+fn memory(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
