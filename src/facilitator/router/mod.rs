@@ -18,7 +18,8 @@ mod open;
 mod sessions;
 mod types;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub struct Router<T> {
     sessions: Sessions,
     /// Jobs of which the validator has reported nothing yet.
     jobs: HashMap<String, WaitingJob<T>>,
+    /// The same by validator, by their ranks: what happens to one validator costs nothing for the jobs of others.
+    jobs_of: HashMap<PublicKey, BTreeMap<u64, String>>,
     dispatches: u64,
     /// Jobs of which it has reported something, until their end is stored.
     open: OpenJobs,
@@ -76,6 +79,7 @@ impl<T> Router<T> {
             validators: Arc::new(validators.into_iter().collect()),
             sessions: Sessions::new(config.heartbeat_limit, config.auth_limit, config.ghost_limit),
             jobs: HashMap::new(),
+            jobs_of: HashMap::new(),
             dispatches: 0,
             open: OpenJobs::default(),
             job_deadlines: VecDeque::new(),
@@ -137,7 +141,7 @@ impl<T> Router<T> {
     pub fn show(&mut self, shown: &mut RouterStatus) {
         self.sessions.show(&mut shown.sessions);
         shown.validators = self.validators.clone();
-        shown.seen = self.sessions.seen();
+        self.sessions.show_seen(&mut shown.seen);
         shown.waiting_jobs = self.jobs.len();
     }
 
@@ -146,7 +150,7 @@ impl<T> Router<T> {
         RouterStatus {
             validators: self.validators.clone(),
             sessions: self.sessions.infos(),
-            seen: self.sessions.seen(),
+            seen: Arc::new(self.sessions.seen()),
             waiting_jobs: self.jobs.len(),
         }
     }
@@ -157,10 +161,9 @@ impl<T> Router<T> {
             && let Some(validator) = session.validator
         {
             self.note(Note::new(AuditEvent::Disconnected).of(validator).on(id).from(&session.peer));
-        }
-        let orphans: Vec<String> = self.jobs_where(|job| job.sent_to == Some(id));
-        for uuid in orphans {
-            self.send_job(now, &uuid);
+            for orphan in self.jobs_of(validator, |job| job.sent_to == Some(id)) {
+                self.send_job(now, &orphan);
+            }
         }
     }
 
@@ -223,7 +226,10 @@ impl<T> Router<T> {
         let uuid = dispatch.uuid.clone();
         self.job_deadlines.push_back((now + self.config.received_limit, uuid.clone()));
         self.dispatches += 1;
-        self.jobs.insert(uuid.clone(), WaitingJob { dispatch, rank: self.dispatches, sent_to: None, was_sent: false });
+        let rank = self.dispatches;
+        self.no_longer_waits(&uuid);
+        self.jobs_of.entry(dispatch.validator).or_default().insert(rank, uuid.clone());
+        self.jobs.insert(uuid.clone(), WaitingJob { dispatch, rank, sent_to: None, was_sent: false });
         self.send_job(now, &uuid);
     }
 
@@ -315,7 +321,7 @@ impl<T> Router<T> {
         self.actions.push(Action::Known(id));
         self.answer(id, answers::success());
         // An older session that got them may be dead without our knowing, so the new one gets them as well.
-        for uuid in self.jobs_where(|job| job.dispatch.validator == validator) {
+        for uuid in self.jobs_of(validator, |_| true) {
             self.send_job(now, &uuid);
         }
         Handled::Taken
@@ -323,7 +329,7 @@ impl<T> Router<T> {
 
     fn heartbeat(&mut self, now: Instant, id: SessionId, validator: PublicKey) -> Handled {
         self.sessions.beat(now, id);
-        for uuid in self.jobs_where(|job| job.dispatch.validator == validator && job.sent_to.is_none()) {
+        for uuid in self.jobs_of(validator, |job| job.sent_to.is_none()) {
             self.send_job(now, &uuid);
         }
         Handled::Taken
@@ -366,7 +372,7 @@ impl<T> Router<T> {
 
     /// A job waits for its validator no more; it is watched until its end is stored.
     fn now_open(&mut self, now: Instant, uuid: &str) -> Option<WaitingJob<T>> {
-        let job = self.jobs.remove(uuid)?;
+        let job = self.no_longer_waits(uuid)?;
         let limit = self.silence_limit(job.dispatch.job_time);
         self.open.insert(uuid.to_owned(), job.dispatch.validator, limit, now + limit);
         Some(job)
@@ -413,10 +419,21 @@ impl<T> Router<T> {
         self.store_status(now, None, validator, update);
     }
 
-    fn jobs_where(&self, wanted: impl Fn(&WaitingJob<T>) -> bool) -> Vec<String> {
-        let mut found: Vec<_> = self.jobs.iter().filter(|(_, job)| wanted(job)).collect();
-        found.sort_by_key(|(_, job)| job.rank);
-        found.into_iter().map(|(uuid, _)| uuid.clone()).collect()
+    fn no_longer_waits(&mut self, uuid: &str) -> Option<WaitingJob<T>> {
+        let job = self.jobs.remove(uuid)?;
+        if let Entry::Occupied(mut of) = self.jobs_of.entry(job.dispatch.validator) {
+            of.get_mut().remove(&job.rank);
+            if of.get().is_empty() {
+                of.remove();
+            }
+        }
+        Some(job)
+    }
+
+    /// The waiting jobs of a validator for which this is true, in the order in which they came.
+    fn jobs_of(&self, validator: PublicKey, wanted: impl Fn(&WaitingJob<T>) -> bool) -> Vec<String> {
+        let all = self.jobs_of.get(&validator).into_iter().flat_map(BTreeMap::values);
+        all.filter(|uuid| self.jobs.get(*uuid).is_some_and(&wanted)).cloned().collect()
     }
 
     fn send_job(&mut self, now: Instant, uuid: &str) {

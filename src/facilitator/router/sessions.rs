@@ -41,9 +41,11 @@ pub(super) struct Sessions {
     /// When to look at a session: its authentication, or its heartbeat, may be overdue then. At most one for each.
     due: BTreeSet<(Instant, SessionId)>,
     /// When the last session of a validator that has none now was last heard of.
-    seen: Arc<HashMap<PublicKey, Instant>>,
+    seen: HashMap<PublicKey, Instant>,
     /// Those that are not shown as they are.
     changed: BTreeSet<SessionId>,
+    /// Validators of which `seen` is not shown as it is.
+    seen_changed: HashSet<PublicKey>,
 }
 
 impl Sessions {
@@ -55,8 +57,9 @@ impl Sessions {
             all: BTreeMap::new(),
             of: HashMap::new(),
             due: BTreeSet::new(),
-            seen: Arc::default(),
+            seen: HashMap::new(),
             changed: BTreeSet::new(),
+            seen_changed: HashSet::new(),
         }
     }
 
@@ -96,8 +99,8 @@ impl Sessions {
         session.heartbeat = now;
         self.changed.insert(id);
         self.look_at(id, now.checked_add(self.ghost_limit));
-        if self.seen.contains_key(&validator) {
-            Arc::make_mut(&mut self.seen).remove(&validator);
+        if self.seen.remove(&validator).is_some() {
+            self.seen_changed.insert(validator);
         }
         self.of.insert(validator, id)
     }
@@ -138,7 +141,8 @@ impl Sessions {
             && self.of.get(&validator) == Some(&id)
         {
             self.of.remove(&validator);
-            Arc::make_mut(&mut self.seen).insert(validator, session.heartbeat);
+            self.seen.insert(validator, session.heartbeat);
+            self.seen_changed.insert(validator);
         }
     }
 
@@ -154,7 +158,8 @@ impl Sessions {
 
     /// Sessions whose validator is not among these; the others are forgotten.
     pub(super) fn keep(&mut self, validators: &HashSet<PublicKey>) -> Vec<SessionId> {
-        Arc::make_mut(&mut self.seen).retain(|validator, _| validators.contains(validator));
+        let forgotten = self.seen.extract_if(|validator, _| !validators.contains(validator));
+        self.seen_changed.extend(forgotten.map(|(validator, _)| validator));
         let unknown = self.of.iter().filter(|(validator, _)| !validators.contains(*validator));
         let mut unknown: Vec<SessionId> = unknown.map(|(_, id)| *id).collect();
         unknown.sort_unstable();
@@ -265,8 +270,20 @@ impl Sessions {
     }
 
     /// When each validator that has no session now, and had one, was last heard of.
-    pub(super) fn seen(&self) -> Arc<HashMap<PublicKey, Instant>> {
+    pub(super) fn seen(&self) -> HashMap<PublicKey, Instant> {
         self.seen.clone()
+    }
+
+    /// Brings earlier [`Sessions::seen`] up to date. It costs what has changed since; all of it only where somebody
+    /// still looks at the earlier one.
+    pub(super) fn show_seen(&mut self, shown: &mut Arc<HashMap<PublicKey, Instant>>) {
+        for validator in self.seen_changed.drain() {
+            let shown = Arc::make_mut(shown);
+            match self.seen.get(&validator) {
+                Some(at) => shown.insert(validator, *at),
+                None => shown.remove(&validator),
+            };
+        }
     }
 }
 
@@ -284,7 +301,7 @@ mod tests {
         let mut sessions = Sessions::new(60 * second, 10 * second, 600 * second);
         let ids: Vec<_> = (0..20).map(|_| SessionId::fresh()).collect();
         let validators: Vec<_> = (0..5u8).map(|n| PublicKey::from_bytes([n; 32])).collect();
-        let mut shown = sessions.infos();
+        let (mut shown, mut seen) = (sessions.infos(), Arc::default());
         for _ in 0..5_000 {
             now += second;
             let id = ids[rng.next_u64() as usize % ids.len()];
@@ -300,7 +317,8 @@ mod tests {
             }
             if rng.one_in(3) {
                 sessions.show(&mut shown);
-                assert_eq!(shown, sessions.infos(), "seed {seed}");
+                sessions.show_seen(&mut seen);
+                assert_eq!((&shown, &*seen), (&sessions.infos(), &sessions.seen()), "seed {seed}");
             }
         }
     }
