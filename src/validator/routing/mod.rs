@@ -8,6 +8,7 @@
 //! because asking it is how its manifest is learnt.
 
 mod miner;
+mod order;
 pub mod reliability;
 mod standing;
 mod views;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use self::miner::MinerState;
 pub use self::miner::{Ask, COOL_DOWN, MinerAddress};
+use self::order::{Orders, Rank};
 use self::reliability::Incident;
 pub use self::reliability::{HALF_LIFE, ReliabilityNumbers, ShownIncident};
 pub use self::standing::{PassedOver, Standing};
@@ -44,6 +46,9 @@ pub enum NoMiner {
 #[derive(Debug)]
 pub struct Routing {
     miners: Vec<MinerState>,
+    /// Where each is in that.
+    places: HashMap<PublicKey, usize>,
+    orders: Orders,
     /// Those that an earlier table named and that something is to be remembered of.
     gone: HashMap<PublicKey, MinerState>,
     half_life: Duration,
@@ -54,7 +59,9 @@ pub struct Routing {
 impl Routing {
     /// A table of miners about which nothing is known; what they do counts half after each `half_life`.
     pub fn new(miners: Vec<MinerAddress>, half_life: Duration) -> Self {
-        Self { miners: miners.into_iter().map(MinerState::new).collect(), gone: HashMap::new(), half_life, given: 0 }
+        let miners: Vec<_> = miners.into_iter().map(MinerState::new).collect();
+        let (places, orders) = (places(&miners), Orders::default());
+        Self { miners, places, orders, gone: HashMap::new(), half_life, given: 0 }
     }
 
     /// Takes another table; what is known of the miners in both is kept. Of those that are gone it is kept while one
@@ -69,6 +76,7 @@ impl Routing {
                 None => MinerState::new(address),
             })
             .collect();
+        (self.places, self.orders) = (places(&self.miners), Orders::default());
         let half_life = self.half_life;
         let mut gone: Vec<MinerState> =
             known.into_values().filter(|miner| miner.is_remembered(half_life, now)).collect();
@@ -79,20 +87,25 @@ impl Routing {
         self.gone = gone.into_iter().map(|miner| (miner.address.hotkey, miner)).collect();
     }
 
-    /// Picks the miner with the best [`Standing`], of equals the one that was picked longest ago, and counts the job as
+    /// Picks the miner with the best [`Standing`] (at once where most are well; all are looked at only where none is),
+    /// of equals the one that was picked longest ago, and counts the job as
     /// running there until [`Routing::release`]. A job goes to a trusted miner if it asks for one, and to none of those
     /// if not.
     ///
     /// # Errors
     /// [`NoMiner`].
     pub fn reserve(&mut self, ask: &Ask<'_>, now: Instant) -> Result<MinerAddress, NoMiner> {
-        let (mut busy, mut best) = (false, None);
-        for (index, miner) in self.miners.iter().enumerate() {
+        let (mut busy, mut best) = (false, None::<Rank>);
+        for place in self.orders.of(ask.class, ask.trusted, &self.miners) {
+            // Nor can any behind it.
+            if best.is_some_and(|best| best >= place.at_most()) {
+                break;
+            }
+            let miner = &self.miners[place.index];
             match miner.standing(ask, self.half_life, now) {
                 Err(PassedOver::Full { .. }) => busy = true,
                 Err(_) => {}
-                // Of those that were never picked the first in the table.
-                Ok(standing) => best = best.max(Some((standing, Reverse(miner.picked), Reverse(index)))),
+                Ok(standing) => best = best.max(Some((standing, Reverse(miner.picked), Reverse(place.index)))),
             }
         }
         let (_, _, Reverse(index)) = best.ok_or_else(|| match busy {
@@ -101,32 +114,33 @@ impl Routing {
             false => NoMiner::None,
         })?;
         self.given += 1;
-        let miner = &mut self.miners[index];
-        miner.picked = self.given;
-        *miner.running.entry(ask.class).or_default() += 1;
-        Ok(miner.address.clone())
+        self.orders.change(&mut self.miners, index, |miner| {
+            miner.picked = self.given;
+            *miner.running.entry(ask.class).or_default() += 1;
+        });
+        Ok(self.miners[index].address.clone())
     }
 
     /// Counts a job as running on the miner that has it already, whatever room it has left; `None` if it is not in the
     /// table.
     pub fn reserve_again(&mut self, hotkey: &PublicKey, class: ExecutorClass) -> Option<MinerAddress> {
-        let miner = self.miners.iter_mut().find(|miner| miner.address.hotkey == *hotkey)?;
-        *miner.running.entry(class).or_default() += 1;
-        Some(miner.address.clone())
+        let index = *self.places.get(hotkey)?;
+        self.orders.change(&mut self.miners, index, |miner| *miner.running.entry(class).or_default() += 1);
+        Some(self.miners[index].address.clone())
     }
 
     /// The job of [`Routing::reserve`] has ended there, or never began.
     pub fn release(&mut self, hotkey: &PublicKey, class: ExecutorClass) {
-        if let Some(running) = self.find(hotkey).and_then(|m| m.running.get_mut(&class)) {
-            *running = (*running - 1).max(0);
-        }
+        self.change(hotkey, |miner| {
+            if let Some(running) = miner.running.get_mut(&class) {
+                *running = (*running - 1).max(0);
+            }
+        });
     }
 
     /// A miner reported what it has.
     pub fn manifest(&mut self, hotkey: &PublicKey, manifest: HashMap<ExecutorClass, i64>, now: Instant) {
-        if let Some(miner) = self.find(hotkey) {
-            miner.manifest = Some((manifest, now));
-        }
+        self.change(hotkey, |miner| miner.manifest = Some((manifest, now)));
     }
 
     /// All miners of the table.
@@ -171,10 +185,29 @@ impl Routing {
         }
     }
 
+    /// Not to change its manifest or its jobs by.
     fn find(&mut self, hotkey: &PublicKey) -> Option<&mut MinerState> {
-        let listed = self.miners.iter_mut().find(|m| m.address.hotkey == *hotkey);
-        listed.or_else(|| self.gone.get_mut(hotkey))
+        match self.places.get(hotkey) {
+            Some(index) => self.miners.get_mut(*index),
+            None => self.gone.get_mut(hotkey),
+        }
     }
+
+    fn change(&mut self, hotkey: &PublicKey, change: impl FnOnce(&mut MinerState)) {
+        match self.places.get(hotkey) {
+            Some(index) => self.orders.change(&mut self.miners, *index, change),
+            None => drop(self.gone.get_mut(hotkey).map(change)),
+        }
+    }
+}
+
+/// Where each miner is; of two with one hotkey the first.
+fn places(miners: &[MinerState]) -> HashMap<PublicKey, usize> {
+    let mut places = HashMap::with_capacity(miners.len());
+    miners.iter().enumerate().for_each(|(index, miner)| {
+        places.entry(miner.address.hotkey).or_insert(index);
+    });
+    places
 }
 
 #[cfg(test)]

@@ -365,3 +365,52 @@ fn a_miner_that_offers_nothing_at_present_is_asked_where_no_other_is_left() {
     routing.manifest(&key(1), has(0), now);
     assert_eq!(pick(&mut routing, &[key(2)], now), Err(NoMiner::None), "it has others, and none of the class");
 }
+
+/// What a look at all miners gives.
+fn best_of_all(routing: &Routing, ask: &Ask<'_>, now: Instant) -> Option<PublicKey> {
+    let ranked = routing.miners.iter().enumerate().filter_map(|(index, miner)| {
+        Some((miner.standing(ask, routing.half_life, now).ok()?, Reverse(miner.picked), Reverse(index)))
+    });
+    ranked.max().map(|(_, _, Reverse(index))| routing.miners[index].address.hotkey)
+}
+
+#[test]
+fn the_miner_that_is_found_is_the_best_of_all_whatever_happened_before() {
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let (mut routing, mut now) = (table(12), Instant::now());
+    let classes = [CLASS, ExecutorClass::AlwaysOnGpu24gb];
+    let mut running: Vec<(PublicKey, ExecutorClass)> = Vec::new();
+    for _ in 0..5_000 {
+        let hotkey = key(1 + (rng.next_u64() % 12) as u8);
+        let class = classes[(rng.next_u64() % 2) as usize];
+        match rng.next_u64() % 16 {
+            0..5 => {
+                let silent = key(1 + (rng.next_u64() % 12) as u8);
+                let (trusted, tried) = (rng.one_in(5), [hotkey]);
+                let tried = if rng.one_in(2) { &tried[..] } else { &[] };
+                let ask = Ask { class, trusted, tried, is_open: &|miner| *miner == silent };
+                let best = best_of_all(&routing, &ask, now);
+                let found = routing.reserve(&ask, now).ok().map(|miner| miner.hotkey);
+                assert_eq!(found, best, "seed {seed}");
+                running.extend(found.map(|miner| (miner, class)));
+            }
+            5..9 if !running.is_empty() => {
+                let (miner, class) = running.swap_remove(rng.next_u64() as usize % running.len());
+                routing.release(&miner, class);
+            }
+            9 => routing.manifest(&hotkey, HashMap::from([(class, (rng.next_u64() % 4) as i64)]), now),
+            10 => routing.incident(&hotkey, Incident::Failed, "it gave the job up", now),
+            11 => routing.completed(&hotkey, now),
+            12 => routing.cool_down(&hotkey, now),
+            13 => running.extend(routing.reserve_again(&hotkey, class).map(|miner| (miner.hotkey, class))),
+            14 if rng.one_in(20) => routing.blacklist(&hotkey, now, Duration::from_secs(100)),
+            15 if rng.one_in(50) => {
+                let listed = (1..=12).filter(|_| !rng.one_in(4)).map(miner).collect();
+                routing.replace(listed, now);
+            }
+            _ => now += Duration::from_secs(rng.next_u64() % 60 * if rng.one_in(30) { 60 } else { 1 }),
+        }
+    }
+}
