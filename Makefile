@@ -153,6 +153,18 @@ bench/dispatch:
 	$(CARGO) build --quiet --release --locked --bin phalanx
 	$(CARGO) run --quiet --release --locked --example dispatch_bench -- $(DISPATCH_ARGS)
 
+.PHONY: simulate
+# The state machines of the roles in one thread under one clock, with faults; SIMULATE has what docs/simulation.md
+# explains, and the same seed gives the same run. The defaults take minutes.
+SIMULATE ?= miners=10000 validators=1000 jobs=1000000 known=100 rate=300 faults=10000
+simulate:
+	PHALANX_SIMULATE="$(SIMULATE)" $(CARGO) test --locked --release --test simulation -- --nocapture a_horde
+
+# What one event costs each state machine, by how much there is in it.
+.PHONY: simulate/growth
+simulate/growth:
+	PHALANX_SIMULATE=large $(CARGO) test --locked --release --test simulation -- --nocapture what_one_event
+
 .PHONY: bench/celery stress/celery
 # Our Celery worker under load while things happen to Redis, each 100 times or as often as its variable says: restarts,
 # connections ended, full, rights and passwords changed, asleep, frozen, failed over; and while workers are killed. The

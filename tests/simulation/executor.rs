@@ -113,7 +113,8 @@ impl Executor {
     /// Its process ends.
     pub fn exits(&mut self, code: i32, (miner, id): (u32, u32), shared: &mut Shared) {
         if self.exit.replace(code).is_none() {
-            shared.died(Node::Executor(miner, id));
+            // A process has one connection, but for one that is on its way to it.
+            self.link.as_ref().and_then(Link::connection).into_iter().for_each(|number| shared.dropped(number));
             let time = shared.between(MS, 20 * MS);
             shared.after(time, Event::Step(miner, id, Step::Ended));
         }

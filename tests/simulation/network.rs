@@ -151,15 +151,22 @@ impl Shared {
         }
     }
 
-    /// All connections of a process that has ended break, and the other sides notice soon.
+    /// A connection breaks because the process at one side has ended; the other notices soon.
+    pub fn dropped(&mut self, number: u64) {
+        let Some(connection) = self.connections.all.get_mut(&number).filter(|connection| !connection.cut) else {
+            return;
+        };
+        connection.cut = true;
+        for side in [Side::Client, Side::Server] {
+            let noticed = self.between(MS, 50 * MS);
+            self.after(noticed, Event::Ended(number, side, Ending::Cut));
+        }
+    }
+
+    /// All connections of a process that has ended break.
     pub fn died(&mut self, node: Node) {
         for number in self.connections.of(|end| end.of.node == node) {
-            let Some(connection) = self.connections.all.get_mut(&number) else { continue };
-            connection.cut = true;
-            for side in [Side::Client, Side::Server] {
-                let noticed = self.between(MS, 50 * MS);
-                self.after(noticed, Event::Ended(number, side, Ending::Cut));
-            }
+            self.dropped(number);
         }
     }
 }

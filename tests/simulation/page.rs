@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use phalanx::protocol::JobStatus;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::clock::{Node, SECOND, Shared};
 use super::world::Config;
@@ -29,6 +30,9 @@ impl Role {
     }
 }
 
+/// Of so many events one is timed: a prime, so that none that comes in turn is left out.
+const TIMED: u64 = 17;
+
 const ROLES: [&str; 4] = ["facilitator", "validators", "miners", "world"];
 
 #[derive(Debug)]
@@ -38,7 +42,9 @@ pub struct Page {
     /// KiB with the keys, with all miners too, with all validators too.
     idle: [u64; 3],
     events: [u64; 4],
+    timed: [u64; 4],
     times: [Duration; 4],
+    processor: Duration,
     took: Duration,
     peak: u64,
     virtual_seconds: u64,
@@ -56,7 +62,9 @@ impl Page {
             began,
             idle,
             events: [0; 4],
+            timed: [0; 4],
             times: [Duration::ZERO; 4],
+            processor: processor_time(),
             took: Duration::ZERO,
             peak: 0,
             virtual_seconds: 0,
@@ -68,15 +76,22 @@ impl Page {
         }
     }
 
-    /// An event took so long.
-    pub fn happened(&mut self, role: Role, took: Duration) {
-        self.events[role as usize] += 1;
-        self.times[role as usize] += took;
+    /// Does one event; of so many one is timed, because looking at the clock takes as long as some events.
+    pub fn happens(&mut self, event: impl FnOnce() -> Role) {
+        let number: u64 = self.events.iter().sum();
+        let began = (number.is_multiple_of(TIMED)).then(processor_time);
+        let role = event() as usize;
+        self.events[role] += 1;
+        if let Some(began) = began {
+            self.timed[role] += 1;
+            self.times[role] += processor_time() - began;
+        }
     }
 
     pub fn ended(&mut self, shared: &Shared) {
         let book = &shared.book;
         self.took = self.began.elapsed();
+        self.processor = processor_time() - self.processor;
         self.peak = memory("VmHWM");
         self.virtual_seconds = shared.at / SECOND;
         let ends = [JobStatus::Completed, JobStatus::Failed, JobStatus::Rejected, JobStatus::HordeFailed];
@@ -112,7 +127,9 @@ impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all: u64 = self.events.iter().sum();
         let (jobs, seconds) = (self.stored as f64, self.took.as_secs_f64());
-        writeln!(f, "{} jobs, {all} events, {} virtual seconds, {seconds:.1} s", self.stored, self.virtual_seconds)?;
+        writeln!(f, "{} jobs, {all} events, {} virtual seconds", self.stored, self.virtual_seconds)?;
+        let processor = self.processor.as_secs_f64();
+        writeln!(f, "{seconds:.0} s, of them {processor:.0} s of one core")?;
         writeln!(f, "lost 0, ended twice 0, run twice 0, led back 0, left behind 0")?;
         for (end, count) in &self.ends {
             writeln!(f, "  {count} {}", end.as_str())?;
@@ -137,12 +154,18 @@ impl fmt::Display for Page {
         writeln!(
             f,
             "  {:.1} KiB a miner, {:.1} KiB a validator with {} miners, {:.2} KiB a job",
-            each(miners - keyed, config.miners),
-            each(validators - miners, config.validators),
+            each(miners.saturating_sub(*keyed), config.miners),
+            each(validators.saturating_sub(*miners), config.validators),
             config.known,
-            (peak - validators) as f64 / jobs
+            peak.saturating_sub(*validators) as f64 / jobs
         )
     }
+}
+
+/// The processor time of this thread.
+pub fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("less than a second"))
 }
 
 /// What this process has resident, in KiB.

@@ -233,7 +233,7 @@ impl Validator {
     pub fn text(&mut self, link: u64, connection: u64, text: Utf8Bytes, shared: &mut Shared) {
         let running = self.running.as_mut().expect("it is current");
         if link == TO_FACILITATOR {
-            return self.from_facilitator(connection, text, shared);
+            return self.facilitator_says(connection, text, shared);
         }
         let Some(to_miner) = running.links.get_mut(&link) else { return };
         let message = MinerToValidator::decode(&text).expect("a miner keeps to the protocol");
@@ -248,7 +248,7 @@ impl Validator {
         }
     }
 
-    fn from_facilitator(&mut self, connection: u64, text: Utf8Bytes, shared: &mut Shared) {
+    fn facilitator_says(&mut self, connection: u64, text: Utf8Bytes, shared: &mut Shared) {
         let running = self.running.as_mut().expect("it is current");
         let link = &mut running.link;
         match classify(text) {

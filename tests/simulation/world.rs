@@ -141,7 +141,8 @@ pub struct World {
     /// Until when each is parted: validators from the facilitator, miners from validators.
     parted: [Vec<u64>; 2],
     submitted: usize,
-    page: Page,
+    /// Until it runs.
+    page: Option<Page>,
 }
 
 impl World {
@@ -159,17 +160,16 @@ impl World {
         if config.faults > 0 {
             shared.after(SECOND, Event::Fault);
         }
-        let page = Page::new(config, began, [keyed, with_miners, with_validators]);
+        let page = Some(Page::new(config, began, [keyed, with_miners, with_validators]));
         Self { shared, facilitator, validators, miners, parted, submitted: 0, page }
     }
 
     /// Runs until all is over and quiet; checks what must be so.
     pub fn run(mut self) -> Page {
         let mut ends_at = u64::MAX;
+        let mut page = self.page.take().expect("a world runs once");
         while let Some(event) = self.shared.next() {
-            let began = Instant::now();
-            let role = self.happens(event);
-            self.page.happened(role, began.elapsed());
+            page.happens(|| self.happens(event));
             let is_over = self.submitted == self.shared.config.jobs && self.shared.book.open == 0;
             ends_at = match is_over {
                 true => ends_at.min(self.shared.at + QUIET),
@@ -188,8 +188,8 @@ impl World {
         self.validators.iter_mut().for_each(Validator::check);
         self.miners.iter().for_each(Machine::check);
         self.facilitator.check(&mut self.shared);
-        self.page.ended(&self.shared);
-        self.page
+        page.ended(&self.shared);
+        page
     }
 
     fn happens(&mut self, event: Event) -> Role {
