@@ -57,6 +57,9 @@ pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
 /// the Close on its way to the peer.
 pub const CLOSE_DRAIN_TIME: Duration = Duration::from_secs(1);
 
+/// Bytes that are read so at most: one of the largest messages of any link (52 MiB), which may be on its way whole.
+pub const CLOSE_DRAIN_BYTES: usize = 64 << 20;
+
 /// How long a pong or a Close may take to leave where nothing else is on its way: they are small.
 pub const CLOSE_SEND_TIME: Duration = Duration::from_secs(1);
 

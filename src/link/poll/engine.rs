@@ -244,9 +244,9 @@ impl Polling {
             }
         }
         for number in news.admitted {
-            if let Some(peer) = self.peer(number)
-                && peer.admit()
-            {
+            if let Some(peer) = self.peer(number) {
+                peer.admit();
+                // Also if it was not shut: it may be that it is to go.
                 self.read(number);
             }
         }

@@ -141,9 +141,9 @@ impl Peer {
         self.reading = true;
     }
 
-    /// It may be admitted to send more; whether it waits for that.
-    pub(super) fn admit(&mut self) -> bool {
-        std::mem::take(&mut self.shut)
+    /// It may be admitted to send more.
+    pub(super) fn admit(&mut self) {
+        self.shut = false;
     }
 
     /// Reads a turn's worth.

@@ -19,7 +19,8 @@ use crate::transport::writer::Transmit;
 
 /// tungstenite's codec, of which only the receiving side is used.
 pub(super) struct Decoder {
-    codec: WebSocket<Gate>,
+    /// None once nothing is received any more: then the memory of what was begun is free for others.
+    codec: Option<WebSocket<Gate>>,
     socket: Arc<Socket>,
 }
 
@@ -53,16 +54,17 @@ impl Decoder {
             .read_buffer_size(limits.read_buffer_bytes)
             .max_message_size(Some(limits.message_bytes))
             .max_frame_size(Some(limits.frame_bytes));
-        Self { codec: WebSocket::from_raw_socket(gate, role, Some(config)), socket }
+        Self { codec: Some(WebSocket::from_raw_socket(gate, role, Some(config))), socket }
     }
 }
 
 impl Decoder {
     /// Without blocking.
     fn receive_by(&mut self, asking: Asking) -> Result<Option<Message>, Error> {
-        self.codec.get_mut().set_asking(asking);
-        let received = self.codec.read();
-        let inbound = self.codec.get_mut();
+        let codec = self.codec.as_mut().ok_or(Error::AlreadyClosed)?;
+        codec.get_mut().set_asking(asking);
+        let received = codec.read();
+        let inbound = codec.get_mut();
         inbound.set_asking(Asking::Waits);
         match received {
             Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock && inbound.is_dry() => Ok(None),
@@ -73,7 +75,7 @@ impl Decoder {
 
 impl Receive for Decoder {
     fn receive(&mut self) -> Result<Message, Error> {
-        self.codec.read()
+        self.codec.as_mut().ok_or(Error::AlreadyClosed)?.read()
     }
 
     fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
@@ -89,14 +91,16 @@ impl Receive for Decoder {
     }
 
     fn drain(&mut self) {
+        self.codec = None;
         self.socket.drain();
     }
 
     fn is_shut(&self) -> bool {
-        self.codec.get_ref().is_shut()
+        self.codec.as_ref().is_some_and(|codec| codec.get_ref().is_shut())
     }
 
     fn drain_now(&mut self) -> bool {
+        self.codec = None;
         self.socket.drain_now()
     }
 

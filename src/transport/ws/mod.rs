@@ -38,7 +38,7 @@ fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer:
     halves(&socket, intake, (decoder, encoder), limits, peer)
 }
 
-/// What a connection may send, whose reading ends when it is to go.
+/// What a connection of two threads may send, whose reading ends when it is to go.
 fn intake_of(socket: &Arc<Socket>) -> Arc<Intake> {
     let going = Arc::downgrade(socket);
     Intake::new(move || {

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use tungstenite::protocol::Role;
 
 use super::frames::{Decoder, Encoder};
+use super::halves;
 use super::policy::ClientPolicy;
 use super::sealed::Sealed;
 use super::socket::{Caller, Inbound, Outbound, Socket};
-use super::{halves, intake_of};
 use crate::net::dial::set_options;
 use crate::transport::handshake::upgrade_as_server;
 use crate::transport::tls::{failed, io_failed};
-use crate::transport::{Connection, HandshakeRequest, Polled, Refusal, ServerTls, SocketLimits, TransportError};
+use crate::transport::{
+    Connection, HandshakeRequest, Intake, Polled, Refusal, ServerTls, SocketLimits, TransportError,
+};
 
 /// A connection that was accepted and is polled from then on.
 pub(super) struct PolledSocket {
@@ -149,7 +151,8 @@ impl Polled for PolledSocket {
         let is_open = self.go_on(&mut parts, check);
         if let (Ok(true), Some(request)) = (&is_open, self.accepted.take_if(|_| !self.has_left)) {
             let Parts { socket, inbound, outbound } = parts;
-            let intake = intake_of(&socket);
+            // Nobody blocks in reading it; whoever polls it is told by its change.
+            let intake = Intake::new(|| {});
             let decoder = Decoder::polled(inbound, socket.clone(), (&self.limits, intake.clone()));
             let encoder = Encoder::new(outbound, Role::Server, &self.limits);
             let connection = halves(&socket, intake, (decoder, encoder), &self.limits, self.peer.clone());

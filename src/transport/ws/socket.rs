@@ -5,12 +5,14 @@
 //! reach the wire in the order in which they were sealed.
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown as Half, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -18,7 +20,7 @@ use super::sealed::Sealed;
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::transport::control::Control;
-use crate::transport::{CLOSE_DRAIN_TIME, Traffic};
+use crate::transport::{CLOSE_DRAIN_BYTES, CLOSE_DRAIN_TIME, Traffic};
 
 /// Plaintext that is sealed and sent at a time: four TLS records, so that little is held twice.
 const SEAL_BYTES: usize = 64 << 10;
@@ -34,12 +36,14 @@ pub(super) struct Socket {
     pub(super) traffic: Arc<Traffic>,
     /// We have ended the reading ourselves.
     has_ended_reading: AtomicBool,
+    /// Bytes that came when nothing was read any more.
+    discarded: AtomicUsize,
 }
 
 impl Socket {
     pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<Sealed>) -> Self {
-        let (tls, has_ended_reading) = (tls.map(Mutex::new), AtomicBool::new(false));
-        Self { tcp, tls, control: Arc::default(), traffic: Arc::default(), has_ended_reading }
+        let (tls, has_ended_reading, discarded) = (tls.map(Mutex::new), AtomicBool::new(false), AtomicUsize::new(0));
+        Self { tcp, tls, control: Arc::default(), traffic: Arc::default(), has_ended_reading, discarded }
     }
 
     /// Whether the peer has shown a certificate, which then was a good one.
@@ -107,35 +111,63 @@ impl Socket {
         let _ = self.tcp.shutdown(Half::Both);
     }
 
-    /// Waits until the writer has said why the connection ends and shut its direction as well.
-    fn wait_for_writer(&self, until: Instant) {
-        let _waiting = waiting("the Close to be sent", Some(until));
-        // An error means that nothing can be waited for.
-        let _ = rustix::event::poll(
-            &mut [PollFd::new(&*self.tcp, PollFlags::empty())],
-            Timespec::try_from(until.saturating_duration_since(Instant::now())).ok().as_ref(),
-        );
+    /// So many bytes were discarded; whether more may be, see [`CLOSE_DRAIN_BYTES`].
+    fn may_discard_after(&self, bytes: usize) -> bool {
+        self.discarded.fetch_add(bytes, Ordering::Relaxed) + bytes < CLOSE_DRAIN_BYTES
     }
 
-    /// Discards what has come; says whether the stream has ended.
+    /// Discards what has come; says whether the stream has ended, or enough was discarded.
     pub(super) fn drain_now(&self) -> bool {
         let mut discarded = [0; 4096];
         for _ in 0..POLLED_TURN_BYTES / discarded.len() {
             match rustix::net::recv(&*self.tcp, &mut discarded[..], RecvFlags::DONTWAIT) {
-                Ok((1.., _)) | Err(Errno::INTR) => {}
+                Ok((received @ 1.., _)) if self.may_discard_after(received) => {}
+                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return false,
-                Ok((0, _)) | Err(_) => return true,
+                Ok(_) | Err(_) => return true,
             }
         }
         false
     }
 
-    /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so
-    /// this is the one place where a time-out on the socket does no harm.
+    /// As [`Socket::drain`], where we have ended the reading: the system goes on to take what the peer sends as long as
+    /// our own direction is open, and tells of each packet once. The peer's end looks as if nothing had come, so this
+    /// takes all its time.
+    fn drain_behind_our_end(&self, until: Instant) -> io::Result<()> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*self.tcp, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?;
+        let mut discarded = [0; 4096];
+        let mut events = [MaybeUninit::<Event>::uninit()];
+        loop {
+            match rustix::net::recv(&*self.tcp, &mut discarded[..], RecvFlags::DONTWAIT) {
+                Ok((received @ 1.., _)) if self.may_discard_after(received) => continue,
+                Ok((1.., _)) => return Ok(()),
+                Err(Errno::INTR) => continue,
+                Ok(_) | Err(Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.control.is_kicked() {
+                return Ok(());
+            }
+            let _waiting = waiting("what the peer still sends", Some(until));
+            match epoll::wait(&epoll, &mut events, Timespec::try_from(left).ok().as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`] and [`CLOSE_DRAIN_BYTES`].
+    /// Nothing is read afterwards, so this is the one place where a time-out on the socket does no harm.
     pub(super) fn drain(&self) {
         let until = Instant::now() + CLOSE_DRAIN_TIME;
         if self.has_ended_reading.load(Ordering::SeqCst) {
-            return self.wait_for_writer(until);
+            // An error means that the peer has gone, or that the system has no descriptor: it may be reset then.
+            if let Err(error) = self.drain_behind_our_end(until) {
+                log::debug!("what the peer still sends is not read: {error}");
+            }
+            return;
         }
         let mut discarded = [0; 4096];
         loop {
@@ -145,10 +177,10 @@ impl Socket {
             }
             let _waiting = waiting("the peer to close", Some(until));
             match (&*self.tcp).read(&mut discarded) {
-                Ok(1..) => {}
+                Ok(received @ 1..) if self.may_discard_after(received) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The end, the time-out, a reset or a kick: in each case there is nothing to wait for any more.
-                Ok(0) | Err(_) => return,
+                // The end, enough, the time-out, a reset or a kick: in each case nothing is waited for any more.
+                Ok(_) | Err(_) => return,
             }
         }
     }
@@ -451,6 +483,11 @@ impl Outbound {
             lock(tls).send_close_notify();
         }
         self.send(&[])?;
+        if self.socket.has_ended_reading.load(Ordering::SeqCst) {
+            // With both directions ended, what the peer still sends would reset the connection under what it has not
+            // read yet. The reader drains first, and then ends this one.
+            return Ok(());
+        }
         self.socket.tcp.shutdown(Half::Write)
     }
 }
