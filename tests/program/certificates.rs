@@ -10,10 +10,14 @@ use phalanx::net::http::client::HttpClient;
 use phalanx::transport::ws::WsDialer;
 use phalanx::transport::{ClientTls, DialRequest, Dialer, SocketLimits, TransportError};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::containers::ExecutorImage;
+use crate::process::{Network, result};
+use crate::testkit::http::{Reply, Server};
 use crate::testkit::network::{ALICE, BOB, CHARLIE, NO_OP};
 use crate::testkit::process::{Running, phalanx, run};
+use crate::testkit::transport::Certificates;
 use crate::testkit::wait::{LONG, until};
 
 /// A self-signed certificate for localhost that ends that many days from now.
@@ -125,4 +129,33 @@ fn an_executor_asks_for_the_name_that_its_miner_s_certificate_has_and_trusts_a_s
     for role in [validator, miner, facilitator] {
         assert_eq!(role.stop(Signal::TERM).code, Some(0));
     }
+}
+
+#[test]
+fn an_executor_in_a_container_trusts_the_authority_of_its_miner_s_settings_and_no_other() {
+    let Some(image) = ExecutorImage::build() else { return };
+    let [known, other] = [Certificates::new(), Certificates::new()];
+    let authority = known.path("ca.pem").display().to_string();
+    let [good, bad] = [&known, &other].map(|of| Server::start_with(of, |_| Reply::ok("from a private place")));
+    let in_containers = ["--runner", "process", "--executor-backend", "docker", "--executor-image", &image.0];
+    let trust = ["--tls-ca", &authority, "--tls-roots", "none", "--reach", "127.0.0.0/8", "--reach", "::1/128"];
+    let network = Network::start_with(false, &[&in_containers[..], &trust].concat());
+    let job = |server: &Server| {
+        json!({
+            "executor_class": "always_on.test",
+            "docker_image": "none",
+            "args": ["sh", "-c", "read line <volume/downloaded; echo $line"],
+            "volume": {"volume_type": "single_file", "url": server.url("/file"), "relative_path": "downloaded"},
+        })
+    };
+    let finished = run(&mut network.submit(&job(&good).to_string()));
+    let downloaded = result(&finished.stdout);
+    assert_eq!(downloaded["stdout"], "from a private place\n", "{finished:?}\n{}", network.miner.stderr());
+    assert_eq!(good.seen().len(), 1);
+    // The same place, but nobody has said that this authority is to be trusted.
+    let finished = run(&mut network.submit(&job(&bad).to_string()));
+    let refused = result(&finished.stdout).to_string();
+    assert!(finished.code == Some(1) && refused.contains("certificate"), "{finished:?}");
+    assert!(bad.seen().is_empty());
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
 }

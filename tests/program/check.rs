@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::testkit::network::{ALICE, CHARLIE, Network};
+use crate::testkit::network::{ALICE, BOB, CHARLIE, Network};
 use crate::testkit::process::{Finished, phalanx, run};
 
 /// A line that would start the role, with these changes: a flag with another value, or without one to leave it out.
@@ -274,6 +274,27 @@ fn a_running_role_is_seen_by_its_folder_and_a_facilitator_s_clock_is_compared() 
     assert!(check.stdout.contains("if that is this role, running, all is well") && check.code == Some(1), "{check:?}");
     let said = network.stop();
     assert!(said.iter().all(|(_, stderr)| !stderr.contains("panicked")));
+}
+
+#[test]
+fn a_miner_that_runs_is_asked_whether_it_takes_this_validator_and_what_it_offers() {
+    use crate::testkit::process::Running;
+    let folder = folder();
+    let offers = [("--executors", "always_on.test=3"), ("--drain-time", "1s")];
+    let mut miner = Running::start(phalanx(folder.path()).args(line("miner", folder.path(), &offers)));
+    let said: serde_json::Value = serde_json::from_str(&miner.line()).unwrap();
+    let port = said["listening"].as_str().unwrap().rsplit(':').next().unwrap();
+    let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
+    std::fs::write(folder.path().join("miners.toml"), miners).unwrap();
+    let check = checked(folder.path(), &line("validator", folder.path(), &[]), |_| {});
+    let ok = format!("ok     miner {BOB}: takes this validator, offers 3 executors");
+    assert!(check.stdout.lines().any(|line| line == ok), "{check:?}");
+    // To another one it says no.
+    let check = checked(folder.path(), &line("validator", folder.path(), &[("--key", "//Dave")]), |_| {});
+    let refused = format!("warn   miner {BOB}: ");
+    let refused = check.stdout.lines().find(|line| line.starts_with(&refused)).unwrap_or_else(|| panic!("{check:?}"));
+    assert!(refused.ends_with("; it gets no job until it answers") && check.code == Some(1), "{check:?}");
+    assert_eq!(miner.stop(Signal::TERM).code, Some(0));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::watch::{STATED, kill, lives, stop_the_rest, watcher};
 
 /// An image of the binary and of the engine's client, with the libraries that they load, and of busybox; removed when
 /// dropped.
-pub struct ExecutorImage(String);
+pub struct ExecutorImage(pub String);
 
 impl ExecutorImage {
     /// `None`, loudly, without an engine or what an image is made of.

@@ -81,6 +81,37 @@ fn a_network_runs_jobs_and_has_them_still_when_it_is_started_again() {
 }
 
 #[test]
+fn without_an_engine_it_says_so_in_a_line_and_runs_jobs_as_plain_processes() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (scratch, folder) = (scratch.path(), folder.path().join("network"));
+    let network = |runner: &str| {
+        let mut command = phalanx(scratch);
+        command.args(["dev", "--port", "0", "--runner", runner, "--state-dir"]).arg(&folder);
+        command.env("DOCKER_HOST", "unix:///no/such/socket");
+        command
+    };
+    let refused = run(&mut network("docker"));
+    assert!(refused.code == Some(2) && refused.stderr.contains("--runner docker: "), "{refused:?}");
+    assert_eq!((refused.stderr.lines().count(), refused.stdout.as_str()), (1, ""), "{refused:?}");
+
+    let mut running = Running::start(&mut network("auto"));
+    let said = running.line();
+    for part in [
+        "jobs are plain processes, which nothing isolates, and their images are not looked at; ",
+        "with a Docker Engine they would run in containers (",
+        "/no/such/socket",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    wait_until_ready(&mut running);
+    let job = folder.join("hello.json").display().to_string();
+    let finished = client(scratch, &folder, &format!("submit --wait --json {job}"));
+    assert!(finished.code == Some(0) && finished.stdout.contains("Leonidas"), "{finished:?}\n{}", running.stderr());
+    assert_eq!(running.stop(Signal::INT).code, Some(0));
+    nothing_left(scratch);
+}
+
+#[test]
 fn a_role_that_ends_by_itself_ends_all_and_is_named() {
     let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let running = started(&mut network(scratch.path(), folder.path()));

@@ -1,12 +1,13 @@
 //! Pausing roles, roles that stop by themselves, the flight recorder, and `phalanx doctor`.
 
 use crate::testkit::network::{BOB, NO_OP, Network};
-use crate::testkit::process::{Finished, Running, nothing_left, phalanx, run};
+use crate::testkit::process::{Finished, Running, in_scratch, nothing_left, phalanx, run};
 use crate::testkit::roles::{FakeFacilitator, World, job, statuses};
 use crate::testkit::wait::{LONG, until, until_some};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use phalanx::base::shutdown::Shutdown;
@@ -15,7 +16,7 @@ use phalanx::link::recorder::{FrameWay, LinkRecord};
 use phalanx::net::http::client::HttpClient;
 use phalanx::protocol::{JobStatus, V0JobStatusUpdate};
 use phalanx::transport::ws::WsListener;
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use serde_json::Value;
 
 /// The status and the text of a page.
@@ -227,6 +228,57 @@ fn the_flight_recorder_has_the_last_frames_of_each_link_without_what_they_say() 
     let of_facilitator = page(network.pages("facilitator"), "links.json").1;
     assert!(of_facilitator.contains("\"fac-accept\"") && of_facilitator.contains(" is open\""), "{of_facilitator}");
     network.stop();
+}
+
+/// A thread panics here because the system has none for the one that it wants to start.
+#[test]
+fn a_thread_that_panics_leaves_the_flight_recorder_and_ends_the_process() {
+    if !geteuid().is_root() {
+        return;
+    }
+    // A user without other processes, whose limit of threads can be lowered while one runs.
+    const UID: u32 = 61_011;
+    let world = World::new();
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let url = format!("ws://{}/ws/v0/", listener.local_addr());
+    let facilitator = FakeFacilitator::start_on(&world, Box::new(listener));
+    let [folder, scratch] = [(), ()].map(|()| tempfile::tempdir_in("/tmp").unwrap());
+    let path = |name: &str| folder.path().join(name);
+    fs::copy(env!("CARGO_BIN_EXE_phalanx"), path("phalanx")).unwrap();
+    let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = 1\n");
+    fs::write(path("miners.toml"), miners).unwrap();
+    for owned in [folder.path(), scratch.path()] {
+        std::os::unix::fs::chown(owned, Some(UID), Some(UID)).unwrap();
+    }
+    let as_user = ["--reuid", &UID.to_string(), "--regid", &UID.to_string(), "--clear-groups"];
+    let mut command = in_scratch(Command::new("setpriv"), scratch.path());
+    command.args(as_user).arg(path("phalanx")).args(["validator", "--facilitator", &url, "--http", "127.0.0.1:0"]);
+    command.args(["--key", "//Alice", "--manifest-interval", "1s", "--miners"]).arg(path("miners.toml"));
+    command.arg("--state-dir").arg(path("state")).env("RUST_LOG", "info");
+    let mut validator = Running::start(&mut command);
+    let line: Value = serde_json::from_str(&validator.line()).unwrap();
+    let pages = line["http"].as_str().unwrap().to_owned();
+    until("a validator that is ready", || page(&pages, "readyz").0 == 200);
+    let limit = ["prlimit", "--pid", &validator.id().to_string(), "--nproc=1:1"];
+    assert!(Command::new("setpriv").args(as_user).args(limit).status().unwrap().success());
+    // The next round of manifests begins within a second, and begins with a thread.
+    let finished = validator.finish();
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("thread val-manifests cannot go on: "), "{finished:?}");
+    let flight = path("state/flight.json");
+    assert!(finished.stderr.contains(&format!("the flight recorder is in {}", flight.display())), "{finished:?}");
+    let written: Value = serde_json::from_str(&fs::read_to_string(&flight).unwrap()).unwrap();
+    assert_eq!(written["why"], "a thread has panicked");
+    let threads = written["threads"].as_array().unwrap();
+    for thread in ["val-fac-rd", "val-manifests", "main"] {
+        assert!(threads.iter().any(|line| line.as_str().unwrap().starts_with(thread)), "{thread}: {written:#}");
+    }
+    let links: Vec<LinkRecord> = serde_json::from_value(written["links"].clone()).unwrap();
+    let link = links.iter().find(|link| link.link == "val-fac").unwrap();
+    assert!(link.entries.iter().any(|entry| entry.kind.as_deref() == Some("V0Heartbeat")), "{link:?}");
+    assert_eq!(fs::metadata(&flight).unwrap().permissions().mode() & 0o777, 0o600);
+    facilitator.stop();
+    nothing_left(scratch.path());
 }
 
 #[test]

@@ -156,8 +156,8 @@ fn a_debian_package_has_the_program_its_units_and_its_settings() {
     let Some(cargo_deb) = cargo_deb() else { return };
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path();
-    for name in ["Cargo.lock", "src", "packaging", "docs", "README.md", "CHANGELOG.md", "LICENSE", "examples", "tests"]
-    {
+    let files = ["Cargo.lock", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"];
+    for name in files.iter().chain(&["src", "packaging", "docs", "examples", "tests"]) {
         std::os::unix::fs::symlink(root().join(name), copy.join(name)).unwrap();
     }
     // What is made is of our metadata; this release of the tool does not know our edition.
@@ -185,7 +185,7 @@ fn a_debian_package_has_the_program_its_units_and_its_settings() {
         assert!(listed.lines().any(|line| line.ends_with(&file)), "{file} is not in\n{listed}");
     }
     for file in [
-        "doc/phalanx/operations.md",
+        "doc/phalanx/docs/operations.md",
         "man/man1/phalanx-validator.1.gz",
         "bash-completion/completions/phalanx",
         "zsh/vendor-completions/_phalanx",
@@ -194,4 +194,30 @@ fn a_debian_package_has_the_program_its_units_and_its_settings() {
         assert!(listed.contains(&format!("usr/share/{file}")), "{file} is not in\n{listed}");
     }
     assert!(control.contains("conffiles") && control.contains("postinst"), "{control}");
+    let installed = copy.join("installed");
+    let unpacked = run(Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(&installed));
+    assert_eq!(unpacked.code, Some(0), "{unpacked:?}");
+    let (links, dead) = links(&installed.join("usr/share/doc/phalanx"));
+    assert!(links > 50 && dead.is_empty(), "{links} links, dead: {dead:#?}");
+}
+
+/// The links between the documents of a folder: how many there are, and those that lead nowhere.
+fn links(folder: &Path) -> (usize, Vec<String>) {
+    let (mut count, mut dead) = (0, Vec::new());
+    let files = [folder.to_owned(), folder.join("docs")].map(|folder| fs::read_dir(folder).unwrap());
+    let files = files.into_iter().flatten().map(|entry| entry.unwrap().path());
+    for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            count += 1;
+            if !path.with_file_name("").join(file).exists() {
+                dead.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    (count, dead)
 }

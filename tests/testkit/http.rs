@@ -13,7 +13,10 @@ use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::net::reach::Reach;
 use phalanx::net::tls::{ClientTls, Roots, Trust};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::transport::Certificates;
 
 /// A request as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,16 @@ impl Reply {
 
 type Handler = Box<dyn FnMut(&Request) -> Reply + Send>;
 
+fn tls_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Arc<rustls::ServerConfig> {
+    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    Arc::new(config)
+}
+
 #[derive(Default)]
 struct HttpFakeState {
     seen: Mutex<Vec<Request>>,
@@ -79,13 +92,17 @@ impl Server {
         let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let root = key.cert.der().clone();
         let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![root.clone()], private)
-            .unwrap();
-        Self::launch(Box::new(handler), Some(Arc::new(config)), Some(root))
+        let config = tls_config(vec![root.clone()], private);
+        Self::launch(Box::new(handler), Some(config), Some(root))
+    }
+
+    /// A TLS server whose certificate is by an authority of one's own.
+    pub fn start_with(certificates: &Certificates, handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
+        let chain = CertificateDer::pem_file_iter(certificates.path("cert.pem")).unwrap();
+        let chain: Vec<_> = chain.collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(certificates.path("key.pem")).unwrap();
+        let root = CertificateDer::from_pem_file(certificates.path("ca.pem")).unwrap();
+        Self::launch(Box::new(handler), Some(tls_config(chain, key)), Some(root))
     }
 
     fn launch(

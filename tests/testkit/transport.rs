@@ -269,6 +269,17 @@ pub fn read_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
     (head[0], payload)
 }
 
+/// The next text of a connection whose peer may ask whether it is alive: that is answered.
+pub fn read_text_between_pings(connection: &mut Connection) -> String {
+    loop {
+        match connection.reader.read().unwrap() {
+            Incoming::Text(text) => return text.as_str().to_owned(),
+            Incoming::Control => connection.writer.flush().unwrap(),
+            other => panic!("expected a text or a ping, got {other:?}"),
+        }
+    }
+}
+
 /// The next text; anything else is a failure of the test.
 pub fn read_text(reader: &mut dyn ReadHalf) -> String {
     match reader.read().unwrap() {

@@ -126,7 +126,8 @@ fn stop(roles: Vec<RoleProcess>, shutdown: &Shutdown, stopping: &mut Stopping) -
 
 /// How jobs run, as a setting and in words.
 fn choose_runner(wanted: LocalRunner, shutdown: &Shutdown) -> Result<(RunnerKind, String), String> {
-    let plain = (RunnerKind::Process, "jobs are plain processes, which nothing isolates".to_owned());
+    let how = "jobs are plain processes, which nothing isolates, and their images are not looked at";
+    let plain = (RunnerKind::Process, how.to_owned());
     let engine = match wanted {
         LocalRunner::Process => return Ok(plain),
         LocalRunner::Docker | LocalRunner::Auto => {
