@@ -15,7 +15,7 @@ use super::values::{Problems, duration, listen_address, rate};
 use crate::app::{exit, supervise};
 use crate::base::limits::SERVER_CONNECTIONS;
 use crate::base::size::byte_size;
-use crate::facilitator::{Facilitator, FacilitatorConfig};
+use crate::facilitator::{Facilitator, FacilitatorConfig, Operators};
 use crate::identity::PublicKey;
 use crate::link::Rate;
 use crate::net::http::HttpListener;
@@ -67,6 +67,10 @@ struct UserArgs {
     /// Size of one user's open jobs, as the messages that validators get
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = byte_size, env = "PHALANX_USER_SIZE")]
     user_size: u64,
+    /// Networks from which operators ask, who see the jobs of all users on the pages without a token, or none; whoever
+    /// else asks sees the own jobs with a token, and numbers without
+    #[arg(long, value_name = "CIDR,…", default_value_t, env = "PHALANX_OPERATORS")]
+    operators: Operators,
     /// How often one user may ask, as N/TIME: N at once, and over time N in that time
     #[arg(long, value_name = "RATE", default_value = "2000/10s", value_parser = rate, env = "PHALANX_USER_RATE")]
     user_rate: Rate,
@@ -83,10 +87,12 @@ struct UserArgs {
 
 impl UserArgs {
     fn into_config(self, config: FacilitatorConfig) -> FacilitatorConfig {
-        let Self { hold_jobs, user_jobs, user_size, user_rate, keep_jobs, keep_jobs_for, keep_jobs_size } = self;
+        let Self { hold_jobs, user_jobs, user_size, operators, user_rate, keep_jobs, keep_jobs_for, keep_jobs_size } =
+            self;
         FacilitatorConfig {
             hold_jobs,
             user_quota: Quota { jobs: user_jobs, bytes: user_size },
+            operators,
             user_rate,
             keep: Keep { jobs: keep_jobs, time: keep_jobs_for, bytes: keep_jobs_size },
             ..config
@@ -142,11 +148,13 @@ fn fixed(args: &Args) -> Fixed {
     flags.extend(args.http_args.flags());
     flags.extend(args.rates.flags());
     flags.push(args.connections.flag());
-    let UserArgs { hold_jobs, user_jobs, user_size, user_rate, keep_jobs, keep_jobs_for, keep_jobs_size } = &args.users;
+    let UserArgs { hold_jobs, user_jobs, user_size, operators, user_rate, keep_jobs, keep_jobs_for, keep_jobs_size } =
+        &args.users;
     flags.extend([
         ("--hold-jobs", hold_jobs.to_string()),
         ("--user-jobs", user_jobs.to_string()),
         ("--user-size", user_size.to_string()),
+        ("--operators", operators.to_string()),
         ("--user-rate", format!("{user_rate:?}")),
         ("--keep-jobs", keep_jobs.to_string()),
         ("--keep-jobs-for", format!("{keep_jobs_for:?}")),

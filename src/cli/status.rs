@@ -257,7 +257,8 @@ mod tests {
         };
         let jobs = Jobs::default();
         let uuid = "11111111-2222-3333-4444-555555555555";
-        jobs.begin(uuid, JobFacts { peer: &"5".repeat(48), class: "always_on.test", tag: "a\u{1b}[2J" }, "sent");
+        let (peer, tag) = ("5".repeat(48), "a\u{1b}[2J");
+        jobs.begin(uuid, JobFacts { peer: &peer, class: "always_on.test", tag, user: "" }, "sent");
         jobs.end("x", "completed", None);
         (0..8).for_each(|_| jobs.end("x", "rejected", None));
         Snapshot {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::operators::Operators;
 use super::router::RouterConfig;
 use crate::base::limits::{HANDSHAKES, SERVER_CONNECTIONS, STRANGER_TIME};
 use crate::identity::PublicKey;
@@ -57,6 +58,8 @@ pub struct FacilitatorConfig {
     pub http_requests: Rate,
     /// By which names users may ask besides IP addresses and loopback names, and whose web pages may.
     pub http_names: HostNames,
+    /// From where operators ask, who see the jobs of all users on the pages.
+    pub operators: Operators,
     /// What its threads report to.
     pub board: Board,
 }
@@ -72,7 +75,8 @@ pub(super) fn nobody(validators: &[PublicKey], users: &[PublicKey]) -> Vec<Strin
 impl FacilitatorConfig {
     /// The default numbers: 3 min, 10 min, 60 s, 5 min, 10 s, 1 h, 10,000 connections, 256 requests in work,
     /// 1,000 of an address in a second; of a user 2,048 open jobs with 128 MiB, half of what may wait for all
-    /// validators, and 2,000 requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
+    /// validators, and 2,000 requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB. Operators ask from this machine.
+    /// Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             validators: Vec::new(),
@@ -94,6 +98,7 @@ impl FacilitatorConfig {
             keep: Keep { jobs: 100_000, time: Duration::from_secs(30 * 24 * 3600), bytes: 8 << 30 },
             http_requests: HttpLimits::default().requests,
             http_names: HostNames::default(),
+            operators: Operators::default(),
             board: Board::new(),
         }
     }

@@ -8,6 +8,7 @@
 //! * `disk`: the thread that owns the database.
 //! * `audit`: the thread that writes the audit log.
 //! * [`api`]: the HTTP job API.
+//! * `operators`: who sees the jobs of all users on the pages.
 //!
 //! This facilitator differs from the Python one on purpose: a malformed authentication is answered with
 //! `auth.signature_invalid` and close 3000 (there the TCP connection drops); a wrong path gets HTTP 404 (there 500); a
@@ -23,6 +24,7 @@ mod changes;
 mod config;
 mod disk;
 mod meters;
+mod operators;
 mod role;
 pub mod router;
 mod router_thread;
@@ -30,4 +32,5 @@ mod waiting;
 
 pub use config::{FacilitatorConfig, VALIDATOR_PATH};
 pub use disk::CallError;
+pub use operators::Operators;
 pub use role::{Facilitator, FacilitatorError, Reloader};

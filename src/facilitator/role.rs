@@ -34,7 +34,7 @@ use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
 use crate::link::server::StrangerLimits;
 use crate::link::{Buckets, OutboxLimits, Rate, Server, ServerConfig, recorder};
-use crate::net::http::pages::pages;
+use crate::net::http::pages::pages_for;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
 use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
@@ -228,7 +228,7 @@ impl Facilitator {
             metrics.counter("phalanx_facilitator_users_over_total", "Requests beyond what a user may have.", labels)
         };
         let http: HttpListener = http.into();
-        let api = Api {
+        let api = Arc::new(Api {
             shown: board.jobs.clone(),
             scheme: http.scheme(),
             store: store.clone(),
@@ -241,6 +241,7 @@ impl Facilitator {
             budget: Budget::default(),
             rates: Mutex::new(Buckets::new(config.user_rate)),
             quota: config.user_quota,
+            operators: config.operators,
             hold_jobs: config.hold_jobs,
             waiters: AtomicUsize::new(0),
             waiters_max: config.http_connections / 4 * 3,
@@ -253,7 +254,7 @@ impl Facilitator {
             refused: submissions(&[("result", "refused")]),
             over_quota: over("quota"),
             over_rate: over("rate"),
-        };
+        });
         let (shown, queues) = (status.clone(), (events.clone(), store.clone()));
         let (places, connections) = (server.places(), server.connections());
         let frame = Frame {
@@ -277,7 +278,8 @@ impl Facilitator {
                 shown
             }),
         };
-        let pages = pages(frame);
+        let viewers = api.clone();
+        let pages = pages_for(frame, Box::new(move |request| viewers.viewer(request)));
         let handler = move |request: &HttpRequest| -> HttpResponse {
             pages(request).or_else(|| recorder::page(request)).unwrap_or_else(|| api.answer(request))
         };
@@ -432,7 +434,7 @@ fn known_again(jobs: &Jobs, job: &NewJob, stage: &'static str) -> Option<(Public
         Ok(FacilitatorToValidator::V2JobRequest(request)) => {
             let namespace = request.job_namespace.as_deref().unwrap_or_default();
             let (class, tag) = (request.executor_class.as_str(), if job.tag.is_empty() { namespace } else { &job.tag });
-            jobs.begin(uuid.as_str(), JobFacts { peer: &job.validator, class, tag }, stage);
+            jobs.begin(uuid.as_str(), JobFacts { peer: &job.validator, class, tag, user: &job.user }, stage);
             Some((validator, router::job_time(&request)))
         }
         _ => {

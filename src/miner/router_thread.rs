@@ -396,7 +396,7 @@ fn show(jobs: &Jobs, key: &JobKey, class: Option<ExecutorClass>, event: TraceEve
         _ => return,
     };
     let class = class.map_or("", ExecutorClass::as_str);
-    jobs.begin(name(key), JobFacts { peer: &key.validator, class, tag: "" }, stage);
+    jobs.begin(name(key), JobFacts { peer: &key.validator, class, ..JobFacts::default() }, stage);
     match event {
         E::Declined => jobs.end(name(key), DECLINED, None),
         _ => jobs.step(name(key), stage),

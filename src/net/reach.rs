@@ -74,12 +74,17 @@ impl Network {
         width == other && tail_shift(network ^ address, width - self.length) == 0
     }
 
+    /// The addresses that have the first `length` bits of this one; its other bits are 0.
+    pub(crate) const fn new(address: IpAddr, length: u8) -> Self {
+        Self { address, length }
+    }
+
     fn v4((address, length): ([u8; 4], u8)) -> Self {
-        Self { address: Ipv4Addr::from(address).into(), length }
+        Self::new(Ipv4Addr::from(address).into(), length)
     }
 
     fn v6((address, length): ([u16; 8], u8)) -> Self {
-        Self { address: Ipv6Addr::from(address).into(), length }
+        Self::new(Ipv6Addr::from(address).into(), length)
     }
 }
 

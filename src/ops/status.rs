@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::errors::{ErrorHandler, LastError};
 use super::expiry::Expiries;
 use super::health::{Health, Part, PartState, Pulse};
-use super::jobs::{Jobs, JobsView};
+use super::jobs::{Jobs, JobsView, Viewer};
 use super::log_lines;
 use super::metrics::Metrics;
 use super::pause::Pause;
@@ -236,8 +236,13 @@ impl fmt::Debug for Frame {
 }
 
 impl Frame {
-    /// The role now. Does not block.
+    /// The role now, as an operator sees it. Does not block.
     pub fn snapshot(&self) -> Snapshot {
+        self.snapshot_for(&Viewer::Operator)
+    }
+
+    /// The role now, with the jobs that this one may see. Who is no operator sees no errors either: they quote others.
+    pub fn snapshot_for(&self, viewer: &Viewer) -> Snapshot {
         let Board { health, metrics, errors, certificates, jobs, pause } = &self.board;
         let mut details = (self.look)(health, metrics);
         hide_secrets(&mut details);
@@ -270,8 +275,8 @@ impl Frame {
             uptime_seconds: age(self.since),
             parts,
             details,
-            jobs: jobs.view(),
-            errors: errors.last_errors(),
+            jobs: jobs.view_of(viewer),
+            errors: if *viewer == Viewer::Operator { errors.last_errors() } else { Vec::new() },
             process: Process::read(),
             warnings,
             threads: threads.into_iter().map(|thread| ThreadLine::new(thread, now)).collect(),

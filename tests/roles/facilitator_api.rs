@@ -8,6 +8,7 @@ use phalanx::base::limits::JOB_REQUEST_BYTES;
 use phalanx::facilitator::api::submission::body_of;
 use phalanx::identity::KeyPair;
 use phalanx::net::http::HostNames;
+use phalanx::ops::status::Board;
 use phalanx::protocol::{
     FacilitatorToValidator, InlineVolume, JobStatus as S, MultiUpload, OutputUpload, Signature, SignedRequest,
     SingleFilePutUpload, SingleFileUpload, StreamingDetails, V0JobCheated, Volume, ZipAndHttpPostUpload,
@@ -441,6 +442,47 @@ fn only_pages_of_its_own_names_may_ask() {
     // Who is refused here ends what is alive.
     assert_eq!(ask("http://evil.example/healthz", &[("Origin", "null".to_owned())]).0, 200);
     assert_eq!(ask("http://evil.example/readyz", &[]).0, 421);
+}
+
+#[test]
+fn on_the_pages_a_user_sees_the_own_jobs_an_operator_all_and_whoever_else_none() {
+    let mut fix = memory();
+    let [dave_token, eve_token] = ["//Dave", "//Eve"].map(|user| fix.login(&key(user)));
+    let of_dave = fix.submit(&dave_token);
+    let (status, posted) = fix.post_job(&eve_token, &job(&key("//Eve")), &alice());
+    assert_eq!(status, 201, "{posted}");
+    let of_eve = posted["uuid"].as_str().unwrap().to_owned();
+    let no_token: &[(&str, String)] = &[];
+    let proxied = [("X-Forwarded-For", "192.0.2.1".to_owned())];
+    let look = |fix: &Fixture, headers: &[(&str, String)], expected: [bool; 2]| {
+        let (status, shown) = fix.http("GET", "/status.json", headers, "");
+        assert_eq!((status, &shown["jobs"]["open"]), (200, &json!(2)), "{shown}");
+        let listed = shown["jobs"]["open_jobs"].as_array().unwrap();
+        let in_list = [&of_dave, &of_eve].map(|uuid| listed.iter().any(|job| job["uuid"] == **uuid));
+        assert_eq!((in_list, listed.len()), (expected, expected.iter().filter(|is| **is).count()), "{shown}");
+        assert_eq!(shown["jobs"]["own_only"], expected != [true; 2]);
+        let (status, page) = fix.http("GET", "/", headers, "");
+        let page = page.as_str().unwrap();
+        assert_eq!((status, [&of_dave, &of_eve].map(|uuid| page.contains(uuid.as_str()))), (200, expected), "{page}");
+        // All of it, and not in what is said elsewhere either.
+        let text = shown.to_string();
+        assert_eq!([&of_dave, &of_eve].map(|uuid| text.contains(uuid.as_str())), expected, "{shown}");
+    };
+    look(&fix, no_token, [true, true]);
+    look(&fix, &[bearer(&dave_token)], [true, false]);
+    look(&fix, &[bearer(&eve_token)], [false, true]);
+    look(&fix, &proxied, [false, false]);
+    assert_eq!(fix.http("GET", "/status.json", &[bearer("nonsense")], "").0, 401);
+    for path in ["/metrics", "/links.json", "/readyz"] {
+        let text = fix.http("GET", path, &proxied, "").1.to_string();
+        assert!(!text.contains(&of_dave) && !text.contains(&of_eve), "{path}: {text}");
+    }
+    // Jobs of before a restart are their users', too; and an operator may be nobody.
+    fix.stop();
+    (fix.config.operators, fix.config.board) = ("none".parse().unwrap(), Board::new());
+    fix.start();
+    look(&fix, no_token, [false, false]);
+    look(&fix, &[bearer(&dave_token)], [true, false]);
 }
 
 #[test]

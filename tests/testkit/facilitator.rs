@@ -41,7 +41,8 @@ pub fn dave() -> KeyPair {
 
 pub struct Fixture {
     pub facilitator: Option<Facilitator>,
-    config: FacilitatorConfig,
+    /// Of the next start.
+    pub config: FacilitatorConfig,
     over_memory: bool,
     folder: tempfile::TempDir,
     pub world: World,

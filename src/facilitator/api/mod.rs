@@ -19,6 +19,7 @@
 //!
 //! * `shared`: what all calls share. [`submission`]: what users post. [`token`]: nonces and tokens.
 //! * `jobs`: what users read. `budget`: how much of it is in memory at a time. [`view`]: a job as JSON.
+//! * `viewers`: whose jobs the pages beside the API list, and to whom.
 
 mod budget;
 mod jobs;
@@ -26,6 +27,7 @@ mod shared;
 pub mod submission;
 pub mod token;
 pub mod view;
+mod viewers;
 
 use std::time::Instant;
 
@@ -152,14 +154,15 @@ impl Api {
         let dispatch = Dispatch { uuid: uuid.clone(), validator, text, job_time, ticket };
         // Before its validator can report anything of it.
         let tag = if shown_tag.is_empty() { namespace.unwrap_or_default() } else { shown_tag };
-        let facts = JobFacts { peer: &validator.to_ss58(), class: class.as_str(), tag: &tag };
+        let (peer, owner) = (validator.to_ss58(), user.to_ss58());
+        let facts = JobFacts { peer: &peer, class: class.as_str(), tag: &tag, user: &owner };
         self.shown.begin(uuid.as_str(), facts, SENT);
         let inserted = self.store.insert(job, dispatch, &request.shutdown);
         if !matches!(inserted, Ok(InsertOutcome::Stored)) {
             self.shown.forget(uuid.as_str());
         }
         match inserted? {
-            InsertOutcome::Stored => Reader::new(self, user.to_ss58(), &request.shutdown).job(201, &uuid),
+            InsertOutcome::Stored => Reader::new(self, owner, &request.shutdown).job(201, &uuid),
             InsertOutcome::OverQuota { jobs, bytes } => {
                 self.over_quota.inc();
                 let Quota { jobs: most, bytes: most_bytes } = self.quota;

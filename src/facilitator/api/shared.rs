@@ -16,6 +16,7 @@ use crate::base::lock::lock;
 use crate::base::text::truncated;
 use crate::facilitator::changes::Changes;
 use crate::facilitator::disk::{CallError, StoreHandle};
+use crate::facilitator::operators::Operators;
 use crate::facilitator::router::RouterStatus;
 use crate::facilitator::router_thread::Event;
 use crate::facilitator::waiting::Waiting;
@@ -49,6 +50,8 @@ pub(in crate::facilitator) struct Api {
     pub rates: Mutex<Buckets<PublicKey>>,
     /// How much of each user may be open.
     pub quota: Quota,
+    /// Who sees the jobs of all users on the pages.
+    pub operators: Operators,
     /// Whether jobs are taken for validators that are not connected.
     pub hold_jobs: bool,
     /// Requests that wait for news, and how many may: beyond it they are answered at once.

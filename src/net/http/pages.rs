@@ -13,6 +13,7 @@ use super::page;
 use crate::base::clock;
 use crate::base::shutdown::Shutdown;
 use crate::ops::health::Health;
+use crate::ops::jobs::Viewer;
 use crate::ops::metrics;
 use crate::ops::overview::overview;
 use crate::ops::redact::JsonText;
@@ -24,6 +25,14 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// A part of a server's paths: `None` means "not mine".
 pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
 
+/// Who asks, as far as it matters for what is shown; an answer if nobody is to see anything.
+pub type Viewers = Box<dyn Fn(&HttpRequest) -> Result<Viewer, HttpResponse> + Send + Sync>;
+
+/// [`pages_for`] operators: whoever asks sees all.
+pub fn pages(frame: Frame) -> Pages {
+    pages_for(frame, Box::new(|_| Ok(Viewer::Operator)))
+}
+
 /// The pages of a role, each from a snapshot of its own; those who ask for one at the same time share it.
 ///
 /// * `/`: the role as people read it, as HTML; with `/page.css`, `/page.js` and `/page.svg`, which it asks for.
@@ -33,10 +42,19 @@ pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>
 /// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
 /// * `/metrics`: Prometheus text.
 /// * `/status.json`: the [`Snapshot`](crate::ops::status::Snapshot).
-pub fn pages(frame: Frame) -> Pages {
+///
+/// `viewers` decides whose jobs are listed on `/` and in `/status.json`.
+pub fn pages_for(frame: Frame, viewers: Viewers) -> Pages {
     let timer = watch_timer(&frame.board.health, &frame.timer);
     let (problems, measured) = (Latest::new(), Latest::new());
-    let (status, html) = (Latest::new(), Latest::new());
+    // For operators, and for those who see no jobs. A page for one user is made for that one alone.
+    let [status, html] = [(); 2].map(|()| [Latest::new(), Latest::new()]);
+    let status_of = |frame: &Frame, viewer: &Viewer| {
+        JsonText(&json!(frame.snapshot_for(viewer)).to_string()).to_string().into_bytes()
+    };
+    let html_of = |frame: &Frame, viewer: &Viewer| {
+        page::html(&overview(&frame.snapshot_for(viewer)), clock::now().wall.as_secs_f64()).into_bytes()
+    };
     Arc::new(move |request| {
         // Watched as long as there are pages.
         let _timer = &timer;
@@ -54,16 +72,21 @@ pub fn pages(frame: Frame) -> Pages {
                 });
                 HttpResponse::shared(200, metrics::CONTENT_TYPE, text)
             },
-            "/status.json" => &|| {
-                let text = status.get(|| JsonText(&json!(frame.snapshot()).to_string()).to_string().into_bytes());
-                HttpResponse::shared(200, "application/json", text)
+            "/status.json" => &|| match viewers(request) {
+                Ok(viewer) => {
+                    let text = shared(&status, &viewer, || status_of(&frame, &viewer));
+                    HttpResponse::shared(200, "application/json", text)
+                }
+                Err(answer) => answer,
             },
-            "/" => &|| {
-                let text =
-                    html.get(|| page::html(&overview(&frame.snapshot()), clock::now().wall.as_secs_f64()).into_bytes());
-                HttpResponse::shared(200, "text/html; charset=utf-8", text)
-                    .with_header("Content-Security-Policy", page::POLICY)
-                    .with_header("Referrer-Policy", "no-referrer")
+            "/" => &|| match viewers(request) {
+                Ok(viewer) => {
+                    let text = shared(&html, &viewer, || html_of(&frame, &viewer));
+                    HttpResponse::shared(200, "text/html; charset=utf-8", text)
+                        .with_header("Content-Security-Policy", page::POLICY)
+                        .with_header("Referrer-Policy", "no-referrer")
+                }
+                Err(answer) => answer,
             },
             _ => {
                 let (_, media_type, text) = file?;
@@ -75,6 +98,15 @@ pub fn pages(frame: Frame) -> Pages {
             _ => HttpResponse::text(405, "this page can only be read: use GET\n").with_header("Allow", "GET, HEAD"),
         })
     })
+}
+
+/// What is made for all who see the same, or for this one.
+fn shared(latest: &[Latest<Vec<u8>>; 2], viewer: &Viewer, make: impl FnOnce() -> Vec<u8>) -> Arc<Vec<u8>> {
+    match viewer {
+        Viewer::Operator => latest[0].get(make),
+        Viewer::Nobody => latest[1].get(make),
+        Viewer::User(_) => Arc::new(make()),
+    }
 }
 
 fn verdict(good: &str, problems: Vec<String>) -> HttpResponse {

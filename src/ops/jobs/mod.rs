@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 mod table;
 
-pub use table::{JobFacts, JobLine, JobName, JobStage, JobsView};
+pub use table::{JobFacts, JobLine, JobName, JobStage, JobsView, Viewer};
 
 use self::table::{JobTable, StageOver};
 use super::metrics::{Counter, Metrics, SECONDS};
@@ -137,9 +137,14 @@ impl Jobs {
         tell(watcher, JobEvent::Ended { ran: !NOT_TAKEN.contains(&outcome), open });
     }
 
-    /// What is shown.
+    /// What is shown to an operator.
     pub fn view(&self) -> JobsView {
-        lock(&self.0).table.view(now())
+        self.view_of(&Viewer::Operator)
+    }
+
+    /// What is shown to this one.
+    pub fn view_of(&self, viewer: &Viewer) -> JobsView {
+        lock(&self.0).table.view(viewer, now())
     }
 }
 

@@ -59,6 +59,29 @@ pub struct JobFacts<'a> {
     pub class: &'static str,
     /// What its user files it under.
     pub tag: &'a str,
+    /// Its user, where users see their own jobs only; else empty.
+    pub user: &'a str,
+}
+
+/// Whose jobs somebody sees one by one. The counts are of all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Viewer {
+    /// An operator: all.
+    Operator,
+    /// Those of this user.
+    User(String),
+    /// None.
+    Nobody,
+}
+
+impl Viewer {
+    fn sees(&self, entry: &Entry) -> bool {
+        match self {
+            Viewer::Operator => true,
+            Viewer::User(user) => *user == entry.user,
+            Viewer::Nobody => false,
+        }
+    }
 }
 
 /// A stage that a job has left, and how long it was in it.
@@ -111,6 +134,9 @@ pub struct JobsView {
     pub open_jobs: Vec<JobLine>,
     /// Ended jobs, the newest first; at most 100.
     pub ended_jobs: Vec<JobLine>,
+    /// Only those of the user who asks are listed, or none.
+    #[serde(default)]
+    pub own_only: bool,
 }
 
 impl JobsView {
@@ -133,6 +159,7 @@ struct Entry {
     peer: String,
     class: &'static str,
     tag: String,
+    user: String,
     end: Option<(Instant, Option<&'static str>)>,
 }
 
@@ -231,6 +258,7 @@ impl JobTable {
             peer: short(facts.peer),
             class: facts.class,
             tag: short(facts.tag),
+            user: short(facts.user),
             end: None,
         };
         self.open.insert(key, entry);
@@ -294,17 +322,19 @@ impl JobTable {
         self.open.len() + self.left_out
     }
 
-    /// What is shown.
-    pub(super) fn view(&mut self, now: Now) -> JobsView {
+    /// What is shown to this one.
+    pub(super) fn view(&mut self, viewer: &Viewer, now: Now) -> JobsView {
         self.minutes.turn(now);
-        let mut open: Vec<&Entry> = self.open.values().collect();
+        let mut open: Vec<&Entry> = self.open.values().filter(|entry| viewer.sees(entry)).collect();
+        let ended = self.ended.iter().rev().filter(|entry| viewer.sees(entry));
         open.sort_by(|a, b| (a.began.mono, &a.uuid).cmp(&(b.began.mono, &b.uuid)));
         JobsView {
             open: self.open(),
             ended: self.outcomes.iter().map(|(outcome, count)| ((*outcome).to_owned(), *count)).collect(),
             ended_by_minute: self.minutes.counts.iter().copied().collect(),
             open_jobs: open.into_iter().take(SHOWN).map(|entry| entry.line(now)).collect(),
-            ended_jobs: self.ended.iter().rev().take(SHOWN).map(|entry| entry.line(now)).collect(),
+            ended_jobs: ended.take(SHOWN).map(|entry| entry.line(now)).collect(),
+            own_only: *viewer != Viewer::Operator,
         }
     }
 }
@@ -321,7 +351,7 @@ mod tests {
         start + Duration::from_millis(millis)
     }
 
-    const FACTS: JobFacts<'static> = JobFacts { peer: "v", class: "always_on.test", tag: "" };
+    const FACTS: JobFacts<'static> = JobFacts { peer: "v", class: "always_on.test", tag: "", user: "u" };
 
     #[test]
     fn a_job_has_its_stages_and_its_end() {
@@ -331,7 +361,7 @@ mod tests {
         assert_eq!(table.step("a".into(), "received", after(start, 500)), Some(("sent", Duration::from_millis(500))));
         assert_eq!(table.step("a".into(), "received", after(start, 600)), None, "said twice");
         assert_eq!(table.step("b".into(), "received", after(start, 600)), None, "not known");
-        let view = table.view(after(start, 3000));
+        let view = table.view(&Viewer::Operator, after(start, 3000));
         let [line] = &view.open_jobs[..] else { panic!("{view:?}") };
         assert_eq!(
             (line.stage.as_str(), line.stage_seconds, line.age_seconds, line.ended),
@@ -343,7 +373,7 @@ mod tests {
         let over = table.end("a".into(), "failed", Some("timeout"), after(start, 4000));
         assert_eq!(over, Some(("received", Duration::from_millis(3500))));
         assert_eq!(table.step("a".into(), "accepted", after(start, 5000)), None, "too late");
-        let view = table.view(after(start, 9000));
+        let view = table.view(&Viewer::Operator, after(start, 9000));
         let [line] = &view.ended_jobs[..] else { panic!("{view:?}") };
         assert_eq!((line.age_seconds, line.ended, line.reason.as_deref()), (4.0, true, Some("timeout")));
         let history: Vec<_> = line.history.iter().map(|stage| (stage.stage.as_str(), stage.at)).collect();
@@ -358,10 +388,13 @@ mod tests {
         table.begin(one, FACTS, "asked", start);
         table.begin(other, FACTS, "asked", start);
         table.end(one, "completed", None, start);
-        let view = table.view(start);
+        let view = table.view(&Viewer::Operator, start);
         assert_eq!((view.open, view.ended_jobs[0].uuid.as_str()), (1, "a"));
         table.forget(other);
-        assert_eq!((table.view(start).open, table.view(start).ended_in_all()), (0, 1));
+        assert_eq!(
+            (table.view(&Viewer::Operator, start).open, table.view(&Viewer::Operator, start).ended_in_all()),
+            (0, 1)
+        );
     }
 
     #[test]
@@ -377,7 +410,7 @@ mod tests {
             table.step(first.as_str().into(), "a", start);
             table.step(first.as_str().into(), "b", start);
         }
-        let view = table.view(after(start, 10_000));
+        let view = table.view(&Viewer::Operator, after(start, 10_000));
         assert_eq!((view.open, view.open_jobs.len()), (OPEN + 5, SHOWN));
         assert!(view.open_jobs[0].uuid.starts_with("0 ü") && view.open_jobs[0].uuid.len() <= TEXT_BYTES);
         assert_eq!((view.open_jobs[0].history.len(), view.open_jobs[0].stage.as_str()), (STAGES, "b"));
@@ -385,7 +418,7 @@ mod tests {
             let uuid = format!("{number} {long}");
             table.end(uuid.as_str().into(), "completed", None, after(start, 20_000));
         }
-        let view = table.view(after(start, 20_000));
+        let view = table.view(&Viewer::Operator, after(start, 20_000));
         assert_eq!((view.open, view.ended_in_all(), view.ended_jobs.len()), (0, OPEN as u64 + 5, SHOWN));
         assert!(view.ended_jobs[0].uuid.starts_with(&format!("{} ", OPEN - 1)), "{:?}", view.ended_jobs[0]);
         assert_eq!(table.ended.len(), ENDED);
@@ -397,11 +430,11 @@ mod tests {
         for minute in [0, 0, 1, 3] {
             table.end("x".into(), "completed", None, start + Duration::from_secs(60 * minute));
         }
-        let view = table.view(start + Duration::from_secs(4 * 60 + 59));
+        let view = table.view(&Viewer::Operator, start + Duration::from_secs(4 * 60 + 59));
         assert_eq!(view.ended_by_minute.len(), MINUTES);
         assert_eq!(view.ended_by_minute[MINUTES - 6..], [0, 2, 1, 0, 1, 0]);
         assert_eq!((view.ended_lately(2), view.ended_lately(60)), (1, 4));
-        assert_eq!(table.view(start).ended_lately(60), 4, "a clock that was set back");
-        assert_eq!(table.view(start + Duration::from_secs(7200)).ended_lately(60), 0);
+        assert_eq!(table.view(&Viewer::Operator, start).ended_lately(60), 4, "a clock that was set back");
+        assert_eq!(table.view(&Viewer::Operator, start + Duration::from_secs(7200)).ended_lately(60), 0);
     }
 }

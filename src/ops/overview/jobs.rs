@@ -16,6 +16,9 @@ pub(super) fn sections(now: &Snapshot) -> Vec<Section> {
     let rate = |minutes| jobs.ended_lately(minutes);
     let rates = format!("{} in the last 5 min, {} in the last hour", rate(5), rate(60));
     facts.push(("ended".to_owned(), Cell::new(&format!("{} in all, {rates}", jobs.ended_in_all()))));
+    if jobs.own_only {
+        facts.push(("listed".to_owned(), Cell::new("only the jobs of the user who asks, and to whoever else none")));
+    }
     let mut sections = vec![Section::new("jobs", Content::Facts(facts))];
     if jobs.ended_lately(60) > 0 {
         let minutes = jobs.ended_by_minute.clone();

@@ -95,7 +95,7 @@ impl Intake {
         };
         let room = self.alive_or_full(bytes);
         let (class, tag) = (request.executor_class.as_str(), request.job_namespace.as_deref().unwrap_or_default());
-        self.shared.board.jobs.begin(&*request.uuid, JobFacts { peer: "", class, tag }, "requested");
+        self.shared.board.jobs.begin(&*request.uuid, JobFacts { class, tag, ..JobFacts::default() }, "requested");
         let full = match room {
             Err(why) => Err((why, request)),
             Ok(alive) => self.checks.push(bytes, Check::Job { number, request, alive }).map_err(|check| match check {

@@ -376,7 +376,7 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
         }
     };
     let (class, tag) = (request.executor_class.as_str(), request.job_namespace.as_deref().unwrap_or_default());
-    shared.jobs.begin(uuid.as_str(), JobFacts { peer: "", class, tag }, "taken");
+    shared.jobs.begin(uuid.as_str(), JobFacts { class, tag, ..JobFacts::default() }, "taken");
     let begun_on = begun_on.filter(|_| front.is_some());
     let (authorized, end) = (request.clone(), Mutex::new(None));
     let job = RemoteJob { request, front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
