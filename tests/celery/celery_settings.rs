@@ -207,8 +207,10 @@ fn a_worker_tells_its_settings_and_does_not_start_with_what_is_of_no_use() {
     );
 
     let bad = with(&server, &json!({"task_annotations": {"add": {"rate_limit": "often"}}}));
-    let error = CeleryWorker::start(bad, example::registry(), &Board::new()).unwrap_err().to_string();
-    assert_eq!(error, "the task \"add\": \"often\" is no rate; use 10/s, 10/m or 10/h");
+    let error = |config| CeleryWorker::start(config, example::registry(), &Board::new()).unwrap_err().to_string();
+    assert_eq!(error(bad), "the task \"add\": \"often\" is no rate; use 10/s, 10/m or 10/h");
+    let bad = with(&server, &json!({"task_default_rate_limit": "1/d"}));
+    assert_eq!(bad.problem().unwrap(), error(bad));
 }
 
 /// The rule of the document, word for word.

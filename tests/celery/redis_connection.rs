@@ -13,7 +13,7 @@ use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::celery::worker::WorkerConfig;
-use phalanx::celery::{AppConfig, Task};
+use phalanx::celery::{AppConfig, CeleryConfig, Task};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
 use phalanx::ops::status::Board;
@@ -419,6 +419,13 @@ fn a_redis_that_asks_for_a_certificate_gets_one() {
     let shown = format!("{url}&ssl_certfile={certificate}&ssl_keyfile={key}");
     let mut connection = open(&RedisConfig::parse(&shown).unwrap()).unwrap();
     assert_eq!(connection.query::<String>(redis::cmd("ECHO").arg("x")).unwrap(), "x");
+    // As Celery's settings say it, beside an address without TLS.
+    let files = serde_json::json!({"ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key});
+    let app = AppConfig::parse(&serde_json::json!({"broker_use_ssl": files}).to_string()).unwrap();
+    let plain = RedisConfig::parse(&format!("redis://127.0.0.1:{port}/0")).unwrap();
+    let client = Client::start_with(CeleryConfig { app, ..CeleryConfig::new(plain) });
+    client.handle().send(Task::new("noop").ignore_result()).unwrap();
+    assert_eq!(connection.query::<usize>(redis::cmd("LLEN").arg("celery")).unwrap(), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::policy::Policies;
 use crate::base::limits::CELERY_PREFETCH;
 use crate::celery::app_config::AppConfig;
 use crate::redis::RedisConfig;
@@ -86,6 +87,9 @@ impl WorkerConfig {
         }
         if self.concurrency == 0 {
             return Some("a worker needs at least one thread".to_owned());
+        }
+        if let Err(problem) = Policies::new(std::iter::empty(), &self.app) {
+            return Some(problem);
         }
         if self.beat() < Duration::from_millis(50) {
             return Some("liveness and visibility time-out must be 150 ms or more".to_owned());
