@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::error::RedisError;
 use crate::base::backoff::BackoffConfig;
+use crate::base::limits::REDIS_REPLY_BYTES;
 use crate::net::tls::{ClientTls, TlsFileError};
 use crate::net::{address, percent};
 
@@ -69,6 +70,8 @@ pub struct RedisConfig {
     pub operation_time: Duration,
     /// A subscription that has proved nothing for this long has stalled: 15 s.
     pub stall_after: Duration,
+    /// Bytes of one reply, 208 MiB unless set; a larger one ends its connection.
+    pub reply_bytes: usize,
     /// When to connect again. Its cap is 5 s, so that a Redis that is back is found soon.
     pub backoff: BackoffConfig,
 }
@@ -217,6 +220,7 @@ impl RedisConfig {
             name: "phalanx".to_owned(),
             operation_time: Duration::from_secs(5),
             stall_after: Duration::from_secs(15),
+            reply_bytes: REDIS_REPLY_BYTES,
             backoff: BackoffConfig {
                 base: Duration::from_millis(100),
                 cap: Duration::from_secs(5),

@@ -132,7 +132,7 @@ impl Connection {
             role: String::new(),
             deadline,
             begun,
-            parser: Parser::default(),
+            parser: Parser::limited(config.reply_bytes),
             inbox: Inbox::default(),
             pushes: VecDeque::new(),
             outbox: Vec::new(),

@@ -20,10 +20,18 @@ const SHOWN_BYTES: usize = 24;
 pub(super) struct Malformed(pub String);
 
 /// A reply that is being read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Parser {
     open: Vec<Open>,
     bytes: usize,
+    /// Bytes of the largest reply.
+    limit: usize,
+}
+
+impl Default for Parser {
+    fn default() -> Self {
+        Self::limited(REDIS_REPLY_BYTES)
+    }
 }
 
 /// An aggregate whose end has not come.
@@ -51,16 +59,21 @@ enum Token {
 }
 
 impl Parser {
+    /// One that takes replies of so many bytes at most.
+    pub(super) fn limited(limit: usize) -> Self {
+        Self { open: Vec::new(), bytes: 0, limit }
+    }
+
     /// Takes what is complete off the front of `input`; the next reply or push, or `None` if more has to arrive first.
     ///
     /// # Errors
     /// [`Malformed`]; nothing that follows can be understood then.
     pub(super) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Value>, Malformed> {
-        while let Some((token, used)) = token(input)? {
+        while let Some((token, used)) = token(input, self.limit)? {
             *input = &input[used..];
             self.bytes += used;
-            if self.bytes > REDIS_REPLY_BYTES {
-                return Err(too_large(self.bytes));
+            if self.bytes > self.limit {
+                return Err(too_large(self.bytes, self.limit));
             }
             let done = match token {
                 Token::Value(value) => self.close(value),
@@ -149,7 +162,7 @@ fn push_kind(name: &str) -> PushKind {
 }
 
 /// The token at the front and its length, if it is all there.
-fn token(input: &[u8]) -> Result<Option<(Token, usize)>, Malformed> {
+fn token(input: &[u8], limit: usize) -> Result<Option<(Token, usize)>, Malformed> {
     let Some(&first) = input.first() else { return Ok(None) };
     if !b"+-:$*%~>_,#!=(|".contains(&first) {
         return Err(Malformed(format!("expected a reply of Redis, got {}", shown(input))));
@@ -164,7 +177,7 @@ fn token(input: &[u8]) -> Result<Option<(Token, usize)>, Malformed> {
     let (line, used) = (&input[1..end], end + 2);
     let value = match first {
         b'$' | b'!' | b'=' => {
-            let Some(length) = length(line, REDIS_REPLY_BYTES)? else {
+            let Some(length) = length(line, limit)? else {
                 return Ok(Some((Token::Value(Value::Nil), used)));
             };
             let Some(body) = input.get(used..used + length + 2) else { return Ok(None) };
@@ -188,7 +201,7 @@ fn token(input: &[u8]) -> Result<Option<(Token, usize)>, Malformed> {
                 _ => Kind::Attribute,
             };
             // The smallest item has three bytes.
-            let Some(count) = length(line, REDIS_REPLY_BYTES / 3)? else {
+            let Some(count) = length(line, limit / 3)? else {
                 return Ok(Some((Token::Value(Value::Nil), used)));
             };
             let items = if matches!(kind, Kind::Map | Kind::Attribute) { 2 * count } else { count };
@@ -215,7 +228,7 @@ fn length(line: &[u8], limit: usize) -> Result<Option<usize>, Malformed> {
     let length: i64 = parsed(line, "a length")?;
     match usize::try_from(length) {
         Ok(length) if length <= limit => Ok(Some(length)),
-        Ok(length) => Err(too_large(length)),
+        Ok(length) => Err(too_large(length, limit)),
         Err(_) if length == -1 => Ok(None),
         Err(_) => Err(Malformed(format!("a length of {length}"))),
     }
@@ -247,8 +260,8 @@ fn verbatim(body: &[u8]) -> Result<Value, Malformed> {
     Ok(Value::VerbatimString { format, text: text.to_owned() })
 }
 
-fn too_large(bytes: usize) -> Malformed {
-    Malformed(format!("a reply of {bytes} bytes or items is more than this program takes ({REDIS_REPLY_BYTES} bytes)"))
+fn too_large(bytes: usize, limit: usize) -> Malformed {
+    Malformed(format!("a reply of {bytes} bytes or items is more than this program takes ({limit} bytes)"))
 }
 
 fn shown(bytes: &[u8]) -> String {

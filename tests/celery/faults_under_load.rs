@@ -14,8 +14,10 @@ use serde_json::json;
 
 use crate::celery_settings::rule;
 use crate::load::{Load, hasty, seeded, times};
+use crate::remote::{Scene, jobs, stopped};
 use crate::testkit::celery::Feed;
-use crate::testkit::redis::{RedisServer, Sentinel, often};
+use crate::testkit::redis::{RedisServer, Sentinel, free_port, often};
+use crate::testkit::scripted_facilitator::GOOD;
 use crate::testkit::threads::NoThreads;
 use crate::testkit::wait::{LONG, until};
 
@@ -217,4 +219,36 @@ fn after_a_fail_over_of_masters_that_ask_for_a_replica_the_work_goes_on() {
     // A matter of `make stress/celery`.
     let often = times("PHALANX_REDIS_FAILOVERS", 0);
     failing_over(&options, often, often);
+}
+
+#[test]
+fn a_job_waits_while_redis_is_full_and_front_and_worker_say_that_they_are_not_ready() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let address = || format!("127.0.0.1:{}", free_port());
+    let (front_pages, worker_pages) = (address(), address());
+    let front = scene.front(&["--http", &front_pages]);
+    let worker = scene.worker("w@here", &["--stub-time", "0s", "--http", &worker_pages]);
+    let down = |pages: &str, part: &str| {
+        scene.status(pages, |status| {
+            let parts = status["parts"].as_array().unwrap();
+            status["ready"] == false && parts.iter().any(|p| p["name"] == part && p.to_string().contains("OOM"))
+        });
+    };
+    let up = |pages: &str| drop(scene.status(pages, |status| status["ready"] == true));
+    up(&front_pages);
+    up(&worker_pages);
+    let _: () = scene.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    down(&front_pages, "hand-over");
+    down(&worker_pages, "cel-live");
+    let _: () = scene.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(scene.facilitator.history(&job.uuid), GOOD);
+    up(&front_pages);
+    up(&worker_pages);
+    for running in [front, worker] {
+        stopped(running);
+    }
+    scene.end();
 }

@@ -18,7 +18,7 @@ use phalanx::ops::status::Board;
 use phalanx::redis::messaging::{InboxError, Messaging, RedisMessaging, RequestError, WhenFull};
 use phalanx::redis::{Channel, Message, RedisConfig, RedisError, Request, Subscriber, SubscriberHandle, Subscription};
 use redis::FromRedisValue;
-use redis_kit::{FaultyProxy, RedisServer};
+use redis_kit::{FaultyProxy, RedisServer, often};
 
 fn stopping<T>(budget: Duration, work: impl FnOnce(&mut Step) -> T) -> StopReport {
     let mut stopping = Stopping::alone();
@@ -636,4 +636,34 @@ fn an_idle_connection_is_hardly_woken() {
     );
     assert!(subscribing <= 4 * 4 && commanding <= 2, "{subscribing} and {commanding}");
     assert!(stopping(LONG, |step| (subscriber.stop_in(step), commander.stop_in(step))).is_clean());
+}
+
+#[test]
+fn a_message_that_is_too_large_for_a_reply_is_dropped_and_holds_up_no_other() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let config = RedisConfig { reply_bytes: 1 << 20, ..often(server.config()) };
+    let messaging = RedisMessaging::start(config, &Board::new()).unwrap();
+    let handle = messaging.handle();
+    let mut receiver = handle.stream_receiver("jobs", "workers", "one", LONG);
+    // Each alone is small enough, but not all together; two among them are not.
+    let (small, large) = ("s".repeat(200 << 10), "l".repeat(2 << 20));
+    for n in 0..20 {
+        let text = if n % 9 == 5 { large.clone() } else { format!("{n} {small}") };
+        let _: String = server.cli(&["XADD", "jobs", "*", "m", &text]);
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 18 {
+        let delivery = receiver.recv(far()).unwrap().expect("one more");
+        let text = String::from_utf8(delivery.payload.clone()).unwrap();
+        seen.push(text.split(' ').next().unwrap().parse::<usize>().unwrap());
+        // Every second one, so that some are held meanwhile.
+        if seen.len() % 2 == 0 {
+            receiver.acknowledge(&delivery, far()).unwrap();
+        }
+    }
+    assert_eq!(seen, (0..20).filter(|n| n % 9 != 5).collect::<Vec<_>>());
+    assert_eq!(server.cli::<usize>(&["XLEN", "jobs"]), 9, "the large ones are gone");
+    drop(receiver);
+    drop(messaging);
 }

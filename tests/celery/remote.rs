@@ -76,6 +76,11 @@ impl Scene {
         running
     }
 
+    /// Asks for the status of a role until it answers as wished; gives it.
+    pub fn status(&self, pages: &str, done: impl Fn(&Value) -> bool) -> Value {
+        until(self.scratch.path(), pages, done)
+    }
+
     pub fn end(self) {
         let Self { world, facilitator, redis, scratch, state: _state } = self;
         facilitator.stop();
@@ -102,7 +107,6 @@ fn pages(running: &mut Running) -> String {
     line["http"].as_str().unwrap().to_owned()
 }
 
-/// Asks for the status of a role until it answers as wished; gives it.
 fn until(scratch: &Path, pages: &str, done: impl Fn(&Value) -> bool) -> Value {
     until_some("the status", || {
         let finished = run(phalanx(scratch).args(["status", "--json", "--http", pages]));

@@ -21,7 +21,7 @@ use crossbeam_channel::{bounded, select};
 use redis::{FromRedisValue, Value};
 
 use super::{Messaging, RedisError};
-use crate::base::limits::{REDIS_REPLY_BYTES, REDIS_STREAM_MESSAGES, REDIS_STREAM_READ};
+use crate::base::limits::{REDIS_STREAM_MESSAGES, REDIS_STREAM_READ};
 use crate::base::lock::{lock, wait_timeout};
 use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting_unless_noted;
@@ -54,21 +54,9 @@ static ACKNOWLEDGE: Script = Script::new(
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))",
 );
 
-/// Bytes of the largest message: what is around it in a reply is less than the rest.
-const REDIS_MESSAGE_MAX: usize = REDIS_REPLY_BYTES / 2;
-
-/// KEYS: the stream. ARGV: group, name, where to begin, bytes of the largest message. Answers with the id of what it
-/// has dropped.
-static DROP: Script = Script::new(
-    "local first = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', 1, ARGV[2])[1]
-if not first then return false end
-local entry, bytes = redis.call('XRANGE', KEYS[1], first[1], first[1])[1], 0
-for _, part in ipairs(entry and entry[2] or {}) do bytes = bytes + #part end
-if bytes <= tonumber(ARGV[4]) then return false end
-redis.call('XACK', KEYS[1], ARGV[1], first[1])
-redis.call('XDEL', KEYS[1], first[1])
-return first[1]",
-);
+/// How often in turn a message has to be unreadable alone before it is dropped: if its reply is too large, and if it
+/// does not come in time, which has other causes too.
+const UNREADABLE: (u32, u32) = (2, 5);
 
 /// Sends messages that stay until a receiver has acknowledged them. Clones are the same sender.
 #[derive(Clone)]
@@ -103,6 +91,8 @@ pub struct StreamReceiver {
     caught_up: bool,
     /// How many are read at a time: one, while what is there is too large to be read at once.
     at_once: usize,
+    /// One that could not be read, and how often in turn.
+    unreadable: Option<(String, u32)>,
 }
 
 /// One message, to be acknowledged with [`StreamReceiver::acknowledge`].
@@ -210,6 +200,7 @@ impl Messaging {
             claim_at: Instant::now(),
             caught_up: false,
             at_once: REDIS_STREAM_READ,
+            unreadable: None,
         }
     }
 }
@@ -294,26 +285,10 @@ impl StreamReceiver {
                     self.create_group(deadline)?;
                     continue;
                 }
-                Err(error @ RedisError::Protocol { .. }) => {
-                    // More than a reply may have, in all or one alone: one that is so large is dropped, or it would
-                    // hold up all others for ever.
-                    if self.at_once == 1
-                        && let Some(before) = self.recover_from.clone()
-                        && let Some(id) = self.drop_too_large(&before, deadline)?
-                    {
-                        log::error!(
-                            "message {id} of the stream {} is dropped, it cannot be read: {error}",
-                            self.stream
-                        );
-                    }
-                    self.at_once = 1;
-                    self.recover_from = Some("0".to_owned());
-                    if limit.is_none() || Instant::now() < deadline {
-                        continue;
-                    }
-                    return Err(error);
-                }
                 Err(error) if error.connection_lost() && !matches!(error, RedisError::Stopped) => {
+                    if matches!(error, RedisError::Protocol { .. } | RedisError::Timeout { .. }) {
+                        self.suspect(&error, deadline);
+                    }
                     // What was read may be lost on the way; what was not comes with the next connection.
                     self.recover_from = Some("0".to_owned());
                     if limit.is_none() || Instant::now() < deadline {
@@ -381,6 +356,7 @@ impl StreamReceiver {
             if self.recover_from.is_none() {
                 self.at_once = REDIS_STREAM_READ;
             }
+            self.unreadable.take_if(|(suspect, _)| entries.iter().any(|(id, _)| id == suspect));
             self.take(entries, true);
             return Ok(true);
         }
@@ -437,12 +413,39 @@ impl StreamReceiver {
         entries(streams.unwrap_or(Value::Array(Vec::new())))
     }
 
-    /// Drops the first message of this name after that id if it is too large for a reply; its id.
-    fn drop_too_large(&self, before: &str, deadline: Instant) -> Result<Option<String>, RedisError> {
+    /// More than a reply may have, or than Redis writes in time, in all or one message alone. They are read one by one
+    /// from now on; one that could not be read so again is dropped, or it would hold up all others for ever.
+    fn suspect(&mut self, error: &RedisError, deadline: Instant) {
+        if std::mem::replace(&mut self.at_once, 1) > 1 {
+            return;
+        }
+        let Some(id) = self.recover_from.as_deref().and_then(|before| self.first_after(before, deadline)) else {
+            return;
+        };
+        let failures = match self.unreadable.take() {
+            Some((known, failures)) if known == id => failures + 1,
+            _ => 1,
+        };
+        let enough = if matches!(error, RedisError::Protocol { .. }) { UNREADABLE.0 } else { UNREADABLE.1 };
+        if failures < enough {
+            self.unreadable = Some((id, failures));
+            return;
+        }
+        let request = Request::new(Repeat::Idempotent, deadline);
+        match self.call(request.script(&ACKNOWLEDGE, &[&self.stream], &[&self.group, &id])) {
+            Ok(_) => log::error!("message {id} of the stream {} is dropped, it cannot be read: {error}", self.stream),
+            Err(error) => log::warn!("message {id} of the stream {} is not dropped yet: {error}", self.stream),
+        }
+    }
+
+    /// The first message after that id that this name holds in Redis; `None` also if Redis does not say.
+    fn first_after(&self, before: &str, deadline: Instant) -> Option<String> {
         let start = if before == "0" { "-".to_owned() } else { format!("({before}") };
-        let arguments = (&self.group, &self.name, start, REDIS_MESSAGE_MAX);
-        let request = Request::new(Repeat::Idempotent, deadline).script(&DROP, &[&self.stream], &arguments);
-        Ok(FromRedisValue::from_redis_value(self.call(request)?.pop().unwrap_or_default())?)
+        let mut command = redis::cmd("XPENDING");
+        command.arg(&self.stream).arg(&self.group).arg(start).arg("+").arg(1).arg(&self.name);
+        let reply = self.call(Request::idempotent(&command, deadline)).ok()?.pop()?;
+        let pending = Vec::<(String, String, u64, u64)>::from_redis_value(reply).ok()?;
+        pending.into_iter().next().map(|(id, ..)| id)
     }
 
     fn claim(&self, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {
