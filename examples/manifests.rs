@@ -18,6 +18,7 @@ use phalanx::base::timer::{Timer, TimerHandle};
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::{Outgoing, SessionHandle};
+use phalanx::ops::errors::ErrorHandler;
 use phalanx::protocol::{
     DateTime, ExecutorClass, JobFinishedReceiptPayload, JobStartedReceiptPayload, MinerToValidator, V0AcceptJobRequest,
     V0ExecutionDoneRequest, V0ExecutorManifestRequest, V0ExecutorReadyRequest, V0InitialJobRequest,
@@ -199,7 +200,7 @@ fn compare(python: Option<&str>) {
         .map(|(_, m)| m.clone())
         .collect();
     println!("\n{} miners that answer", good.len());
-    let kept = KeptConnections::start(dialer.clone(), CONNECTIONS_MAX);
+    let kept = KeptConnections::start(dialer.clone(), CONNECTIONS_MAX, &ErrorHandler::default());
     let connections = kept.handle();
     let mut reusing = Fetcher::new(THREADS, move |miner, until, stop| connections.ask(miner, until, stop));
     round("first round, each is dialled", &mut reusing, &good);

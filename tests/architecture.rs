@@ -4,6 +4,8 @@
 
 #[path = "architecture/docs.rs"]
 mod docs;
+#[path = "architecture/logs.rs"]
+mod logs;
 #[path = "architecture/packaging.rs"]
 mod packaging;
 #[path = "architecture/source.rs"]
@@ -331,6 +333,26 @@ fn the_thread_tree_is_what_the_source_spawns() {
 }
 
 #[test]
+fn each_thread_is_watched_or_has_a_reason() {
+    let (document, code) = (thread_tree(), code());
+    let rows = threads::watched(&document);
+    let mut tree = threads::tree(&document);
+    tree.retain(|name| !NOT_SPAWNED.contains(&name.as_str()));
+    let in_rows: Vec<&String> = rows.iter().flat_map(|(names, _)| names).collect();
+    let known: BTreeSet<String> = in_rows.iter().map(|name| (*name).clone()).collect();
+    assert_eq!(known.len(), in_rows.len(), "a thread has two rows");
+    assert_eq!(tree.symmetric_difference(&known).collect::<Vec<_>>(), [""; 0]);
+    // A part is one that the source watches.
+    let marks = ["pulse", ".beat(", ".watch("];
+    for part in rows.iter().filter_map(|(_, part)| part.as_ref()) {
+        let literal = format!("\"{part}\"");
+        let is_there =
+            code.iter().any(|(_, text)| text.contains(&literal) && marks.iter().any(|mark| text.contains(mark)));
+        assert!(is_there || part == "cel-take", "nothing watches a part {part}");
+    }
+}
+
+#[test]
 fn a_thread_that_is_missing_on_either_side_is_found() {
     let source = r#"
         fn start(config: Config) {
@@ -558,6 +580,34 @@ fn no_test_spins() {
     };
     let found: Vec<_> = paths.iter().filter_map(spins).collect();
     assert!(found.is_empty(), "they spin; `base::wait::until` looks again and again: {found:?}");
+}
+
+/// The files below `src` with what is no test code.
+fn code() -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    source::rust_files(&root().join("src"), &mut paths);
+    let read = |path: PathBuf| {
+        let (name, text) = (path.strip_prefix(root().join("src")).unwrap(), fs::read_to_string(&path).unwrap());
+        let name = name.display().to_string();
+        (name.clone(), text[..text.len() - test_code(&name, &text).len()].to_owned())
+    };
+    paths.into_iter().map(read).collect()
+}
+
+#[test]
+fn errors_are_told_to_the_handler_of_the_role() {
+    let code = code();
+    let found = logs::lines(&code);
+    assert!(found.len() > 10, "only {found:?}");
+    assert_eq!(logs::differences(&found), [""; 0]);
+
+    let planted = "fn f() {\n    // log::warn!(\"a\");\n    log::warn!(\"b\");\n}\n";
+    let mut with = code.clone();
+    with.push(("miner/new.rs".to_owned(), planted.to_owned()));
+    assert_eq!(
+        logs::differences(&logs::lines(&with)),
+        ["miner/new.rs logs 1 errors by itself, not 0: tell `ops::errors::ErrorHandler`"]
+    );
 }
 
 /// Whether a text names a rule by the number of a document that is not in this repository.

@@ -8,7 +8,7 @@ use crate::app::ending::Ending;
 /// When a role stops by itself; it drains then as at a first signal.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct EndingArgs {
-    /// Take one job, and stop when it has ended; one that is turned away does not count
+    /// Take one job at a time, and stop when one has ended; one that is turned away does not count
     #[arg(long, env = "PHALANX_RUN_ONE_JOB")]
     run_one_job: bool,
     /// Stop when no job was there for this time

@@ -19,6 +19,7 @@ use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
 use crate::miner::images::ImageCare;
 use crate::miner::{self, ClientPorts, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
+use crate::ops::errors::ErrorHandler;
 use crate::proc::docker::{Docker, EngineAddress};
 use crate::protocol::ExecutorClass;
 
@@ -87,6 +88,9 @@ pub(super) struct ExecutorArgs {
     /// What is handed out of them, which stays so when the settings are read again
     #[arg(skip)]
     pub(super) ports: MachinePorts,
+    /// What is told of trouble with them, and with engines
+    #[arg(skip)]
+    pub(super) errors: ErrorHandler,
 }
 
 /// The ports of each machine that executors have; clones are the same. This one has no name, others have that of their
@@ -242,6 +246,7 @@ impl ExecutorArgs {
                     }
                     None => ProcessBackend { settings, ..ours },
                 };
+                backend.errors = self.errors.clone();
                 // Without containers there is nothing to get out of.
                 if self.runner == RunnerKind::Docker {
                     backend.security = self.security.checks(Docker::default(), sandboxes);
@@ -303,6 +308,7 @@ impl ExecutorArgs {
             backend.arguments = Some(words.into());
             backend.client_ports = Some(self.ports.of(&engine, self.streaming_ports));
         }
+        backend.errors = self.errors.clone();
         backend.docker.address = engine;
         backend.options.clone_from(&self.executor_option);
         backend.tls_ca = self.trust.file_for_executors(self.server_files.as_deref());

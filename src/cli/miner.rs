@@ -30,6 +30,7 @@ use crate::miner::placement::Strategy;
 use crate::miner::router::Peer;
 use crate::miner::{self, HostConfig, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
 use crate::net::tls::ClientCertificates;
+use crate::ops::status::Board;
 use crate::proc::docker::{Docker, EngineAddress, SshPlace};
 use crate::proc::image_store::ImageBounds;
 use crate::proc::this;
@@ -128,14 +129,18 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let (then, ports) = (fixed(&args), args.source.ports.clone());
         // As it is before there are jobs: what they use is not to make the shares of others smaller.
         let host = executors::host(&args.executors).map_err(exit::usage)?;
-        let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
+        let board = Board::new();
+        let mut args = args;
+        args.source.errors = board.errors.clone();
+        let (mut config, sandboxes) = configure(args, host).map_err(exit::usage)?;
+        config.board = board.clone();
         let shown = Arc::new(Mutex::new(sandboxes));
         let follow = Some((env, &config.board));
         let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
         let listener = tls.listen(listen, ClientCertificates::Asked, follow).map_err(exit::usage)?;
         // Executors have no certificate, but the token that the miner has given them.
         let listener = listener.without_certificate(Peer::is_executor);
-        let board = config.board.clone();
+        let errors = board.errors.clone();
         env.flight.keep_in(&state_dir);
         pause::follow(env, &board.pause, &state_dir);
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
@@ -149,6 +154,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
             let mut args = again()?;
             // Executors have them still.
             args.source.ports = ports.clone();
+            args.source.errors = errors.clone();
             Ok(args)
         };
         env.reload.set(move || match again().and_then(|args| reload(&reloader, args, (&then, host), &shown)) {

@@ -7,6 +7,7 @@ use super::tls;
 use super::values::{duration, secret_file_or_address};
 use crate::app::supervise::Env;
 use crate::base::shutdown::Shutdown;
+use crate::ops::errors::ErrorHandler;
 use crate::validator::MinerAddress;
 use crate::validator::miners::{MinerFeed, MinerFile, MinerSource, MinersUrl};
 
@@ -65,8 +66,13 @@ pub(super) const MISSING: &str = "--miners is missing; give the file with the [[
 
 impl MinerList {
     /// From now on `set` gets each new list; SIGHUP asks for it at once.
-    pub(super) fn follow(self, env: &Env, set: impl Fn(Vec<MinerAddress>) + Send + 'static) -> MinerFeed {
-        let feed = MinerFeed::start(self.source, self.miners.len(), self.stop, set);
+    pub(super) fn follow(
+        self,
+        env: &Env,
+        errors: &ErrorHandler,
+        set: impl Fn(Vec<MinerAddress>) + Send + 'static,
+    ) -> MinerFeed {
+        let feed = MinerFeed::start(self.source, self.miners.len(), self.stop, set, errors);
         let handle = feed.handle();
         env.reload.set(move || handle.reload());
         feed

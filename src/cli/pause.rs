@@ -1,5 +1,5 @@
-//! `phalanx pause` and `phalanx resume`: whether a running validator or miner takes new work. Both write in its state
-//! folder, so only who may do that can, and tell the role by SIGHUP.
+//! `phalanx pause` and `phalanx resume`: whether a running validator, worker or miner takes new work. Both write in its
+//! state folder, so only who may do that can, and tell the role by SIGHUP.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::store::{self, StoreError};
 /// The arguments of `phalanx pause`.
 #[derive(Debug, clap::Args)]
 pub struct PauseArgs {
-    /// The state folder of the validator or miner
+    /// The state folder of the validator, worker or miner
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
     /// Why, in one line of at most 200 characters; users and validators whose jobs are refused are told it
@@ -31,7 +31,7 @@ pub struct PauseArgs {
 /// The arguments of `phalanx resume`.
 #[derive(Debug, clap::Args)]
 pub struct ResumeArgs {
-    /// The state folder of the validator or miner
+    /// The state folder of the validator, worker or miner
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
 }
@@ -73,10 +73,13 @@ pub fn resume(ResumeArgs { state_dir }: ResumeArgs) -> ExitCode {
 /// The process that uses the state folder, if one does. It has the lock, so it is that one, and no later one of its
 /// number.
 fn running(state_dir: &Path) -> Result<Option<Pid>, ExitCode> {
-    let locks = [store::journal::LOCK, store::miner::LOCK];
+    let locks = [store::journal::LOCK, store::WORKER_LOCK, store::miner::LOCK];
     if !locks.iter().any(|lock| state_dir.join(lock).is_file()) {
         let right = "name the --state-dir of one of those, which has been started before";
-        return Err(exit::usage(format!("--state-dir {}: no validator or miner: {right}", state_dir.display())));
+        return Err(exit::usage(format!(
+            "--state-dir {}: no validator, worker or miner: {right}",
+            state_dir.display()
+        )));
     }
     for lock in locks {
         match look(state_dir, lock) {

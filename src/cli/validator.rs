@@ -154,7 +154,7 @@ pub fn run(args: Args) -> ExitCode {
         let client = validator.observer().client().clone();
         env.manager.watch(&client.board().health.clone(), &env.timer, move |health| client.measure(health));
         let reloader = validator.reloader();
-        let feed = list.map(|list| list.follow(env, move |miners| reloader.miners(miners)));
+        let feed = list.map(|list| list.follow(env, &board.errors, move |miners| reloader.miners(miners)));
         let status = feed.as_ref().map(MinerFeed::handle);
         let http = http.map(|http| serve_status(http, &validator, status, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {

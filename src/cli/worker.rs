@@ -4,6 +4,7 @@
 //! signal. Ends: with either.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::announce::announce_http;
+use super::ending::EndingArgs;
 use super::key::KeyArg;
 use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
 use super::report::Report;
 use super::validator::{measure_asked, problem_of_interval};
 use super::values::{AppConfig, Problems, RedisConfig, celery_settings, duration, listen_address, redis_url};
-use crate::app::{exit, status, supervise};
+use crate::app::{exit, pause, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::PublicKey;
@@ -25,6 +27,8 @@ use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::status::Board;
+use crate::store::look::others;
+use crate::store::{self, FolderLock};
 use crate::transport::ws::WsDialer;
 use crate::validator::miners::{FeedHandle, MinerFeed};
 use crate::validator::remote::{DEFAULT_QUEUE, JobWorker, JobWorkerConfig, JobWorkerHandle};
@@ -77,6 +81,12 @@ pub struct Args {
     /// How often miners are asked for their manifests; 0s for never, then jobs alone learn them
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_MANIFEST_INTERVAL")]
     manifest_interval: Duration,
+    /// Folder in which the worker is paused and its flight recorder is written; without one neither can be. It keeps no
+    /// jobs: those are in Redis
+    #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    ending: EndingArgs,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
@@ -88,10 +98,15 @@ pub struct Args {
 
 /// Runs the command until a signal, or `celery control shutdown`, stops it.
 pub fn run(args: Args) -> ExitCode {
-    let (http, http_args) = (args.http, args.http_args.clone());
+    let (http, http_args, ending) = (args.http, args.http_args.clone(), args.ending.clone());
+    let state_dir = args.state_dir.clone();
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problems) => return exit::usage(problems.join("; ")),
+    };
+    let ending = match ending.ending() {
+        Ok(ending) => ending,
+        Err(problem) => return exit::usage(problem),
     };
     // And a closing step each for the list of miners, the remote control, and the pages.
     let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
@@ -99,33 +114,50 @@ pub fn run(args: Args) -> ExitCode {
         let board = Board::new();
         let http = http.map(|http| http_args.bind(http, Some((env, &board)))).transpose().map_err(exit::usage)?;
         super::tls::follow(dialer.tls().clone(), env, &board);
+        let lock = state_dir.as_deref().map(own).transpose().map_err(exit::usage)?;
+        if let Some(folder) = &state_dir {
+            env.flight.keep_in(folder);
+            pause::follow(env, &board.pause, folder);
+        }
         let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
         env.manager.watch(&board.health, &env.timer, |_| {});
         let handle = worker.handle();
         let set = handle.clone();
-        let feed = list.map(|list| list.follow(env, move |miners| set.set_miners(miners)));
+        let feed = list.map(|list| list.follow(env, &board.errors, move |miners| set.set_miners(miners)));
         let status = feed.as_ref().map(MinerFeed::handle);
         let http = http.map(|http| serve_status(http, &handle, status, &board, env));
         let http = http.transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr(), &env.shutdown);
         }
-        Ok((worker, feed, watch_remote_control(&handle, env), http))
+        let ending = (ending.watch(env, &board), lock);
+        Ok((worker, feed, watch_remote_control(&handle, env), http, ending))
     };
-    supervise::serve(budget, start, |(worker, feed, asked, http), stopping| {
+    supervise::serve(budget, start, |(worker, feed, asked, http, (ending, lock)), stopping| {
+        drop(ending);
         if let Some(feed) = feed {
             stopping.step("list of miners", supervise::CLOSING, |step| feed.stop_in(step));
         }
         let report = worker.stop_in(stopping);
         log::info!("{} jobs go on elsewhere, {} of them were under way here", report.given_back, report.cancelled);
         if report.left > 0 {
-            log::warn!("Redis is away: other workers find {} jobs after the time of --liveness", report.left);
+            log::info!("Redis is away: other workers find {} jobs after the time of --liveness", report.left);
         }
         stopping.step("remote control", supervise::CLOSING, |step| step.join(asked));
         if let Some(http) = http {
             stopping.step("status server", supervise::CLOSING, |step| http.stop_in(step));
         }
+        drop(lock);
     })
+}
+
+/// Takes the state folder, as its only worker; one of another role has a pause of its own.
+fn own(folder: &Path) -> Result<FolderLock, String> {
+    if let Some(lock) = others(folder, store::WORKER_LOCK) {
+        let right = "give the worker one of its own";
+        return Err(format!("--state-dir {}: another has it ({lock}); {right}", folder.display()));
+    }
+    FolderLock::take(folder, store::WORKER_LOCK).map_err(|error| format!("--state-dir: {error}"))
 }
 
 /// A stop by `celery control shutdown` is like one by the first signal.
@@ -145,7 +177,7 @@ fn watch_remote_control(handle: &JobWorkerHandle, env: &supervise::Env) -> Threa
 
 /// Checks the settings and what is outside, without starting anything.
 pub(super) fn check(args: Args, report: &mut Report) {
-    let (http, redis) = (args.http, args.redis.clone());
+    let (http, redis, state_dir) = (args.http, args.redis.clone(), args.state_dir.clone());
     args.tls.tell(report);
     args.http_args.tell(report);
     let open = args.key.openness();
@@ -167,7 +199,8 @@ pub(super) fn check(args: Args, report: &mut Report) {
     if let Err(problem) = http_tls {
         report.wrong(problem);
     }
-    if let Some(http) = http {
+    let runs = state_dir.is_some_and(|folder| report.has("state-dir") && report.folder(&folder, store::WORKER_LOCK));
+    if let Some(http) = http.filter(|_| !runs) {
         report.port("http", http, |e| format!("--http {http}: {e}"));
     }
     if let Some((key, miners, dialer)) = asked {
@@ -181,6 +214,7 @@ pub(super) fn check(args: Args, report: &mut Report) {
 /// All that is wrong is found at once.
 fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer), Vec<String>> {
     let mut problems = Problems::default();
+    let one_job = problems.take(args.ending.ending()).is_some_and(|ending| ending.one_job);
     let missing = "--redis is missing; give the URL, as redis://127.0.0.1:6379/0";
     let redis = problems.take(args.redis.ok_or(missing.to_owned()));
     let key = problems.take(args.key.load());
@@ -201,7 +235,8 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer
         stub: args.stub_time,
         celery: args.celery.unwrap_or_default(),
         queue: args.queue,
-        workers: args.workers,
+        // One that is taken is run, so no other is while it does.
+        workers: if one_job { 1 } else { args.workers },
         name: args.name.unwrap_or_else(|| defaults.name.clone()),
         liveness: args.liveness,
         drain_time: args.drain_time,

@@ -11,6 +11,7 @@ use super::transfer::Bounds;
 use super::workspace::Workspace;
 use crate::base::limits::ARTIFACT_BYTES;
 use crate::base::tree;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::StrMap;
 
 /// Characters of base64 of all artifacts together: 16 MiB, so that a result with them and with two outputs of a million
@@ -79,7 +80,7 @@ pub(super) fn collect(
         };
         // Names may hold what a terminal obeys.
         let sentence = format!("artifact {} is left out: {why}", shown.escape_debug());
-        log::warn!("{sentence}");
+        bounds.errors.report(ErrorClass::Rejected, "artifacts", &sentence);
         artifacts.left_out.push(sentence);
     }
     Ok(artifacts)
@@ -122,9 +123,14 @@ mod tests {
 
     use crate::base::shutdown::Shutdown;
     use crate::base::wait::far;
+    use crate::ops::errors::ErrorHandler;
 
     fn collected(workspace: &Workspace, artifacts_dir: Option<&str>) -> Result<Artifacts, ArtifactsError> {
-        collect(workspace, artifacts_dir, &Bounds { token: &Shutdown::new(), deadline: far() })
+        collect(
+            workspace,
+            artifacts_dir,
+            &Bounds { token: &Shutdown::new(), deadline: far(), errors: &ErrorHandler::default() },
+        )
     }
 
     #[test]
@@ -186,11 +192,11 @@ mod tests {
         let workspace = Workspace::create().unwrap();
         fs::write(workspace.artifacts().join("file"), "x").unwrap();
         let token = Shutdown::new();
-        let late = Bounds { token: &token, deadline: Instant::now() };
+        let late = Bounds { token: &token, deadline: Instant::now(), errors: &ErrorHandler::default() };
         let Err(ArtifactsError::Ended(error)) = collect(&workspace, Some("/a"), &late) else { panic!("not ended") };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         token.cancel();
-        let cancelled = Bounds { token: &token, deadline: far() };
+        let cancelled = Bounds { token: &token, deadline: far(), errors: &ErrorHandler::default() };
         let Err(ArtifactsError::Ended(error)) = collect(&workspace, Some("/a"), &cancelled) else {
             panic!("not ended")
         };

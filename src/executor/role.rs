@@ -12,6 +12,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::link::LinkHandle;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{ExecutorToMiner, MinerToExecutor, kind_of};
 use crate::store::spool::Spooled;
 use crate::transport::{Dialer, MessageTypes, PeerMeters};
@@ -69,11 +70,7 @@ pub fn run(
     stopping.unsent(unsent);
     let kept = outcome.is_ok() && unsent > 0 && keep(&config, &handle);
     stopping.step("machine specs", SPECS_TIME, |step| describing.stop_in(step));
-    // Nobody asks an executor for its metrics, because it ends with its job.
-    let counted = config.board.metrics.render();
-    for line in counted.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0")) {
-        log::debug!("counted: {line}");
-    }
+    config.board.metrics.log();
     outcome.map(|end| ExecutorReport { end, stop: stopping.finish(), kept })
 }
 
@@ -82,12 +79,14 @@ fn keep(config: &ExecutorConfig, link: &LinkHandle) -> bool {
     let Some(spool) = &config.spool else { return false };
     let messages: Vec<_> = link.queued().iter().map(ToString::to_string).collect();
     if messages.is_empty() {
-        log::error!("what was sent to the miner and not answered is not kept");
+        let what = "what was sent to the miner and not answered is not kept";
+        config.board.errors.report(ErrorClass::Fatal, "spool", &what);
         return false;
     }
     let kept = spool.keep(&Spooled { token: config.token.clone(), messages });
     if let Err(error) = &kept {
-        log::error!("what the miner has not got is lost: {error}");
+        let what = format_args!("what the miner has not got is lost: {error}");
+        config.board.errors.report(ErrorClass::Fatal, "spool", &what);
     }
     kept.is_ok()
 }

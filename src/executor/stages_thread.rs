@@ -88,6 +88,7 @@ pub(super) fn run(
                 Action::CancelWork => worker.iter().for_each(Worker::cancel),
                 Action::Finish => worker.take().into_iter().for_each(Worker::finish),
                 Action::Send(message) => report(&config.board.errors, send(link, *message)),
+                Action::Error(class, place, what) => config.board.errors.report(class, place, &what),
                 Action::End(end) => return end,
             }
         }

@@ -8,6 +8,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::http::client::HttpError;
 use crate::ops::cause::{Cause, Fault};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 
 /// Bytes copied between two looks at the clock.
 const COPY_BYTES: usize = 256 << 10;
@@ -20,11 +21,12 @@ pub(super) fn of_file(error: &io::Error) -> Cause {
     }
 }
 
-/// The token and the deadline that bound a piece of work.
+/// The token and the deadline that bound a piece of work, and who is told of what it tries again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds<'a> {
     pub(super) token: &'a Shutdown,
     pub(super) deadline: Instant,
+    pub(super) errors: &'a ErrorHandler,
 }
 
 impl Bounds<'_> {
@@ -72,7 +74,7 @@ impl Bounds<'_> {
             let Some(wait) = tries.wait(error.cause(), error.retry_after(), left, (now, rng.unit())) else {
                 return Err(error);
             };
-            log::warn!("{error}; again in {wait:.1?}");
+            self.errors.report(ErrorClass::Retry, "transfer", &format_args!("{error}; again in {wait:.1?}"));
             // After a cancel the next attempt says so itself.
             self.token.wait_for(Level::Cancel, wait);
         }
@@ -95,7 +97,11 @@ mod tests {
     #[test]
     fn a_cancel_ends_the_wait_and_the_next_attempt_says_so() {
         let token = Shutdown::new();
-        let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
+        let bounds = Bounds {
+            token: &token,
+            deadline: Instant::now() + Duration::from_secs(60),
+            errors: &ErrorHandler::default(),
+        };
         let mut attempts = 0;
         let error = bounds.retry(|_| -> Result<(), _> {
             attempts += 1;
@@ -114,7 +120,8 @@ mod tests {
         let token = Shutdown::new();
         for (deadline, error) in [(Instant::now(), busy()), (Instant::now() + Duration::from_secs(60), cancelled())] {
             let mut once = Some(error);
-            let result: Result<(), _> = Bounds { token: &token, deadline }.retry(|_| Err(once.take().unwrap()));
+            let result: Result<(), _> = Bounds { token: &token, deadline, errors: &ErrorHandler::default() }
+                .retry(|_| Err(once.take().unwrap()));
             assert!(result.is_err());
         }
     }
@@ -122,7 +129,11 @@ mod tests {
     #[test]
     fn a_copy_stops_at_its_limit() {
         let token = Shutdown::new();
-        let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
+        let bounds = Bounds {
+            token: &token,
+            deadline: Instant::now() + Duration::from_secs(60),
+            errors: &ErrorHandler::default(),
+        };
         for (len, max, copied) in [(10, 20, 10), (20, 20, 20), (1_000_000, 300_000, 300_000)] {
             let mut to = Vec::new();
             assert_eq!(bounds.copy(&mut vec![7u8; len].as_slice(), &mut to, max).unwrap(), copied);

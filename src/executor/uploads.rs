@@ -23,6 +23,7 @@ use crate::base::text::truncate;
 use crate::base::tree;
 use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, HttpSettings, Response};
 use crate::ops::cause::Cause;
+use crate::ops::errors::ErrorHandler;
 use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
 
 /// Bytes of one upload (the archive, a single file): 2 GiB, as on the Python executor.
@@ -114,6 +115,7 @@ impl UploadError {
 pub struct Uploader {
     http: HttpClient,
     token: Shutdown,
+    errors: ErrorHandler,
 }
 
 /// What was uploaded.
@@ -146,7 +148,13 @@ enum Method {
 impl Uploader {
     /// An uploader whose work ends when `token` cancels, and that goes where `settings` allow.
     pub fn new(token: Shutdown, settings: impl Into<HttpSettings>) -> Self {
-        Self { http: HttpClient::within(settings, token.clone()), token }
+        Self { http: HttpClient::within(settings, token.clone()), token, errors: ErrorHandler::default() }
+    }
+
+    /// The same, which tells this handler of what it tries again.
+    #[must_use]
+    pub fn with_errors(self, errors: ErrorHandler) -> Self {
+        Self { errors, ..self }
     }
 
     /// Uploads the workspace's `output/`. Blocks until all is sent, `deadline` passes or the token cancels.
@@ -164,7 +172,7 @@ impl Uploader {
         workspace: &Workspace,
         deadline: Instant,
     ) -> Result<Uploaded, UploadError> {
-        let bounds = Bounds { token: &self.token, deadline };
+        let bounds = Bounds { token: &self.token, deadline, errors: &self.errors };
         let (items, left_out) = prepare(upload, workspace, bounds)?;
         let most = ANSWER_BYTES.min(ANSWERS_BYTES / items.len().max(1));
         let (mut results, mut bytes) = (StrMap::new(), 0);

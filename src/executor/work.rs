@@ -48,7 +48,7 @@ impl Worker {
         let (report, done) = bounded(2);
         let cancel = Shutdown::new();
         let (kicked, token) = (cancel.clone(), cancel.clone());
-        let (config, cleanup) = (config.clone(), Cleanup::new(shutdown));
+        let (config, cleanup) = (config.clone(), Cleanup::new(shutdown, &config.board.errors));
         let undone = cleanup.clone();
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
             let mut job = JobWork {
@@ -132,7 +132,8 @@ impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
             Work::Prepare { streaming, deadline } => {
-                let runner = self.config.runner.open(&self.config.sandbox, &self.config.images, &self.cleanup)?;
+                let ExecutorConfig { sandbox, images, board, .. } = &self.config;
+                let runner = self.config.runner.open(sandbox, images, &self.cleanup, &board.errors)?;
                 if let Some(details) = streaming {
                     if runner.docker().is_none() {
                         let message = format!(
@@ -163,6 +164,7 @@ impl JobWork {
                     self.begin(Part::Volumes);
                     let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
                     let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.http());
+                    let loader = loader.with_errors(self.config.board.errors.clone());
                     let loader = match self.config.sandbox.disk_bytes {
                         Some(bytes) => loader.with_space(bytes),
                         None => loader,
@@ -184,12 +186,14 @@ impl JobWork {
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
                 let (_, workspace) = self.place()?;
+                let bounds = Bounds { token: &self.cancel, deadline, errors: &self.config.board.errors };
                 let Artifacts { files, mut left_out } =
-                    artifacts::collect(workspace, artifacts_dir.as_deref(), &Bounds { token: &self.cancel, deadline })?;
+                    artifacts::collect(workspace, artifacts_dir.as_deref(), &bounds)?;
                 let mut results = Results { artifacts: files, ..Results::default() };
                 if let Some(upload) = upload {
                     self.begin(Part::Upload);
                     let uploader = Uploader::new(self.cancel.clone(), self.config.http());
+                    let uploader = uploader.with_errors(self.config.board.errors.clone());
                     let uploaded = uploader.upload(&upload, workspace, deadline)?;
                     left_out.extend(uploaded.left_out);
                     (results.uploads, results.uploaded) = (uploaded.results, Some(uploaded.bytes));

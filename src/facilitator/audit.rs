@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use serde::Serialize;
 
 use super::router::{AuditEvent, Note};
 use crate::base::now::Now;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
-use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::errors::ErrorClass;
+use crate::ops::metrics::Counter;
+use crate::ops::status::Board;
 use crate::ops::throttle::Throttle;
 use crate::protocol::DateTime;
 use crate::store::audit::AuditLog;
@@ -27,6 +29,9 @@ const QUEUE: usize = 4096;
 
 /// Notes that are written at once: some 50 KiB.
 const BATCH: usize = 256;
+
+/// Longest that they may take; a disk that takes longer hangs.
+const BATCH_TIME: Duration = Duration::from_secs(10);
 
 /// What the router's thread holds of it.
 #[derive(Debug)]
@@ -82,23 +87,29 @@ impl Audit {
 }
 
 /// Starts the thread.
-pub(super) fn start(log: AuditLog, metrics: &Metrics) -> (Audit, Thread<()>) {
+pub(super) fn start(log: AuditLog, board: &Board) -> (Audit, Thread<()>) {
     let (queue, notes) = bounded(QUEUE);
     let help = "Lines that the audit log does not have: they came faster than the disk takes them, or it failed.";
-    let all = metrics.counter("phalanx_facilitator_audit_lost_total", help, &[]);
+    let all = board.metrics.counter("phalanx_facilitator_audit_lost_total", help, &[]);
     let lost = Arc::new(Lost { untold: AtomicU64::new(0), all });
     let audit = Audit { queue, lost: lost.clone(), refused: Throttle::default(), failed: Throttle::default() };
-    let thread = spawn("fac-audit", Kick::dropped("the router"), move || run(log, &notes, &lost));
+    let board = board.clone();
+    let thread = spawn("fac-audit", Kick::dropped("the router"), move || run(log, &notes, &lost, &board));
     (audit, thread)
 }
 
-fn run(mut log: AuditLog, notes: &Receiver<(Now, Note)>, lost: &Lost) {
-    let mut trouble = Throttle::default();
+fn run(mut log: AuditLog, notes: &Receiver<(Now, Note)>, lost: &Lost, board: &Board) {
+    let (pulse, probed) = board.health.pulse_and_probe("audit", BATCH_TIME);
     loop {
+        pulse.done();
         let waits = notes.is_empty().then(|| waiting("something to note", None));
-        let first = notes.recv();
+        let first = select! {
+            recv(notes) -> first => first,
+            recv(probed) -> _ => continue,
+        };
         drop(waits);
         let Ok(first) = first else { return };
+        pulse.begin(Instant::now() + BATCH_TIME);
         let at = first.0.wall;
         let batch: Vec<_> = std::iter::once(first).chain(notes.try_iter().take(BATCH - 1)).collect();
         let untold = lost.untold.swap(0, Ordering::Relaxed);
@@ -111,7 +122,8 @@ fn run(mut log: AuditLog, notes: &Receiver<(Now, Note)>, lost: &Lost) {
         if let Err(error) = log.write(&lines, at) {
             lost.untold.fetch_add(untold, Ordering::Relaxed);
             lost.add(batch.len() as u64);
-            trouble.warn(Instant::now(), &format_args!("the audit log is not written: {error}"));
+            let what = format_args!("it is not written: {error}");
+            board.errors.report(ErrorClass::Rejected, "audit log", &what);
         }
     }
 }
@@ -142,7 +154,7 @@ mod tests {
     #[test]
     fn what_was_noted_is_on_the_disk_when_the_router_has_ended() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut audit, thread) = start(AuditLog::open(folder.path()).unwrap(), &Metrics::new());
+        let (mut audit, thread) = start(AuditLog::open(folder.path()).unwrap(), &Board::new());
         for n in 0..3 {
             audit.note(now(), Note::new(AuditEvent::JobSent).job(&n.to_string()).why("a\u{9b}\"b"));
         }
@@ -155,7 +167,8 @@ mod tests {
     #[test]
     fn what_anybody_can_cause_is_a_line_in_ten_seconds_and_what_has_no_room_is_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let metrics = Metrics::new();
+        let board = Board::new();
+        let metrics = board.metrics.clone();
         let (queue, notes) = bounded(2);
         let lost = Arc::new(Lost { untold: AtomicU64::new(0), all: metrics.counter("phalanx_lost_total", "L.", &[]) });
         let mut audit = Audit { queue, lost: lost.clone(), refused: Throttle::default(), failed: Throttle::default() };
@@ -168,7 +181,7 @@ mod tests {
         audit.note(start, Note::new(AuditEvent::Started));
         assert_eq!(lost.all.get(), 2);
         drop(audit);
-        run(AuditLog::open(folder.path()).unwrap(), &notes, &lost);
+        run(AuditLog::open(folder.path()).unwrap(), &notes, &lost, &board);
         let lost = "\"event\":\"lost\",\"more\":2}";
         let refused = ["\"event\":\"authentication_failed\"}", "\"event\":\"authentication_failed\",\"more\":2}"];
         assert_eq!(lines(folder.path()), [lost, refused[0], refused[1]]);

@@ -17,6 +17,7 @@ use crate::base::limits::{LONGEST_TIME, ROLE_EVENTS};
 use crate::base::shutdown::{Never, Shutdown};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::Health;
 use crate::ops::jobs::Jobs;
 use crate::ops::metrics::{Counter, Histogram, SECONDS};
@@ -177,7 +178,7 @@ pub(super) fn start(
     stop: &Shutdown,
     board: &Board,
 ) -> (StoreHandle, Thread<()>) {
-    let Board { health, metrics, jobs, .. } = board;
+    let Board { health, metrics, jobs, errors, .. } = board;
     let (queue, requests) = bounded(ROLE_EVENTS);
     let (ends, ended) = bounded(0);
     let kick = stop.clone();
@@ -188,6 +189,7 @@ pub(super) fn start(
         changes,
         stop: stop.clone(),
         health: health.clone(),
+        errors: errors.clone(),
         jobs: jobs.clone(),
         commits: metrics.histogram(
             "phalanx_facilitator_commit_seconds",
@@ -218,6 +220,7 @@ struct Disk {
     changes: Changes,
     stop: Shutdown,
     health: Health,
+    errors: ErrorHandler,
     /// Those that are shown.
     jobs: Jobs,
     commits: Histogram,
@@ -266,7 +269,7 @@ impl Disk {
     fn serve(&mut self, batch: Vec<Request>) {
         let sessions: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
         let start = Instant::now();
-        let done = commit(&mut self.store, &self.bounds.quota, batch);
+        let done = commit(&mut self.store, (&self.bounds.quota, &self.errors), batch);
         self.commits.observe_time(start.elapsed());
         let results = match done {
             Ok(done) => {
@@ -296,7 +299,7 @@ impl Disk {
     }
 
     fn failed(&mut self, error: &StoreError) {
-        log::error!("facilitator: {error}");
+        self.errors.report(ErrorClass::Reconnect, "database", error);
         self.failures.inc();
         self.health.down("store", error.to_string());
     }
@@ -337,7 +340,11 @@ fn forget(store: &mut JobStore, keep: &Keep, now: i64) -> Result<(Forgotten, boo
 
 /// All or nothing, but that a request that cannot be done costs itself alone. On failure the replies are dropped, which
 /// those who wait for them see.
-fn commit(store: &mut JobStore, quota: &Quota, requests: Vec<Request>) -> Result<Vec<Done>, StoreError> {
+fn commit(
+    store: &mut JobStore,
+    (quota, errors): (&Quota, &ErrorHandler),
+    requests: Vec<Request>,
+) -> Result<Vec<Done>, StoreError> {
     let batch = store.begin()?;
     let mut done = Vec::with_capacity(requests.len());
     for request in requests {
@@ -345,7 +352,10 @@ fn commit(store: &mut JobStore, quota: &Quota, requests: Vec<Request>) -> Result
         match (batch.alone(|batch| request.apply(batch, quota))?, status) {
             (Ok(result), _) => done.push(result),
             (Err(why), Some((session, uuid))) => done.push(Done::Unstorable { session, uuid, why }),
-            (Err(why), None) => log::error!("facilitator: a request to the database cannot be done: {why}"),
+            (Err(why), None) => {
+                let what = format_args!("a request cannot be done: {why}");
+                errors.report(ErrorClass::Rejected, "database", &what);
+            }
         }
     }
     batch.commit()?;

@@ -36,8 +36,9 @@ use crate::link::server::StrangerLimits;
 use crate::link::{Buckets, OutboxLimits, Rate, Server, ServerConfig, recorder};
 use crate::net::http::pages::pages_for;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
+use crate::ops::errors::ErrorClass;
 use crate::ops::health::Health;
-use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
+use crate::ops::jobs::{JobFacts, JobMetrics};
 use crate::ops::status::{Board, Frame};
 use crate::protocol::{FacilitatorToValidator, ValidatorToFacilitator, kind_of};
 use crate::store::StoreError;
@@ -172,9 +173,8 @@ impl Facilitator {
 
         let mut router = Router::new(config.router(), config.validators);
         board.jobs.measure(&metrics, JOB_METRICS, &OUTCOMES);
-        let jobs = &board.jobs;
-        let unreceived = store.unreceived()?.into_iter().filter_map(|job| send_again(&waiting, jobs, job));
-        let received = store.received()?.into_iter().filter_map(|(job, last_at)| watch_again(jobs, job, last_at));
+        let unreceived = store.unreceived()?.into_iter().filter_map(|job| send_again(&waiting, &board, job));
+        let received = store.received()?.into_iter().filter_map(|(job, last_at)| watch_again(&board, job, last_at));
         // One moment for all, so that none is due before the loop runs.
         let start = now();
         for input in unreceived.chain(received) {
@@ -186,7 +186,7 @@ impl Facilitator {
         let (stored_tx, stored) = bounded(ROLE_EVENTS);
         let bounds = Bounds { quota: config.user_quota, keep: config.keep };
         let (store, disk) = disk::start(store, bounds, stored_tx, changes.clone(), &stop, &board);
-        let (audit, audit_thread) = audit::start(audit, &metrics);
+        let (audit, audit_thread) = audit::start(audit, &board);
         let (events, event_queue) = router_thread::queue();
         let known = NewValidators::default();
         let router = RouterThread {
@@ -212,7 +212,7 @@ impl Facilitator {
         let listener = counted_listener(listener, Arc::new(move |_| Some(meters.clone())));
         let places = server_config(config.auth_limit, config.connections, config.connects);
         let server = Server::start(
-            ServerConfig { health: health.clone(), ..places },
+            ServerConfig { health: health.clone(), errors: board.errors.clone(), ..places },
             listener,
             timer.clone(),
             Arc::new(accept_path),
@@ -409,16 +409,16 @@ fn accept_path(request: &HandshakeRequest) -> Result<(), Refusal> {
 }
 
 /// A job of before the restart that no validator has received goes out again, with a new time limit.
-fn send_again(waiting: &Waiting, jobs: &Jobs, job: NewJob) -> Option<Input<Ticket>> {
-    let (validator, job_time) = known_again(jobs, &job, SENT)?;
+fn send_again(waiting: &Waiting, board: &Board, job: NewJob) -> Option<Input<Ticket>> {
+    let (validator, job_time) = known_again(board, &job, SENT)?;
     let NewJob { uuid, request: text, .. } = job;
     let ticket = waiting.enter_anyway(text.len());
     Some(Input::Dispatch(Dispatch { uuid, validator, text, job_time, ticket }))
 }
 
 /// A job of before the restart that a validator has received, last heard of at `last_at`, is watched again.
-fn watch_again(jobs: &Jobs, job: NewJob, last_at: i64) -> Option<Input<Ticket>> {
-    let (validator, job_time) = known_again(jobs, &job, RESTORED)?;
+fn watch_again(board: &Board, job: NewJob, last_at: i64) -> Option<Input<Ticket>> {
+    let (validator, job_time) = known_again(board, &job, RESTORED)?;
     let silent = now().unix_micros().saturating_sub(last_at);
     // A clock that was set back counts as no silence.
     let silent_for = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
@@ -426,19 +426,22 @@ fn watch_again(jobs: &Jobs, job: NewJob, last_at: i64) -> Option<Input<Ticket>> 
 }
 
 /// Shows a job of before the restart; gives its validator, and how long it may take.
-fn known_again(jobs: &Jobs, job: &NewJob, stage: &'static str) -> Option<(PublicKey, Duration)> {
+fn known_again(board: &Board, job: &NewJob, stage: &'static str) -> Option<(PublicKey, Duration)> {
     let uuid = &job.uuid;
-    let validator = PublicKey::from_ss58(&job.validator);
-    let validator = validator.inspect_err(|error| log::error!("job {uuid} cannot be taken up again: {error}")).ok()?;
+    let trouble = |why: &dyn std::fmt::Display| {
+        let what = format_args!("job {uuid} cannot be taken up again: {why}");
+        board.errors.report(ErrorClass::Rejected, "jobs of before", &what);
+    };
+    let validator = PublicKey::from_ss58(&job.validator).inspect_err(|error| trouble(error)).ok()?;
     match FacilitatorToValidator::decode(&job.request) {
         Ok(FacilitatorToValidator::V2JobRequest(request)) => {
             let namespace = request.job_namespace.as_deref().unwrap_or_default();
             let (class, tag) = (request.executor_class.as_str(), if job.tag.is_empty() { namespace } else { &job.tag });
-            jobs.begin(uuid.as_str(), JobFacts { peer: &job.validator, class, tag, user: &job.user }, stage);
+            board.jobs.begin(uuid.as_str(), JobFacts { peer: &job.validator, class, tag, user: &job.user }, stage);
             Some((validator, router::job_time(&request)))
         }
         _ => {
-            log::error!("job {uuid} cannot be taken up again: what is stored of it is no job request");
+            trouble(&"what is stored of it is no job request");
             None
         }
     }

@@ -208,7 +208,8 @@ impl Drop for RouterLoop {
     /// A thread that ends unasked (a panic here or in the store's thread) leaves nobody in the belief that all is well.
     fn drop(&mut self) {
         if !self.owned.stop.is_cancelled() {
-            log::error!("facilitator: its loop has ended, so all validators are disconnected");
+            let what = "it has ended, so all validators are disconnected";
+            self.owned.errors.report(ErrorClass::Fatal, "loop", &what);
             self.owned.health.down("loop", "it has ended, see the log");
             self.sessions.values().for_each(SessionHandle::kick);
         }
@@ -357,6 +358,7 @@ impl RouterLoop {
             Action::Close(id, why) => self.close(id, why),
             Action::Handled(kind, handled) => self.owned.meters.handled(kind, handled),
             Action::Poison(id, kind, why) => self.failed(id, kind, &why, now),
+            Action::Error(place, what) => self.owned.errors.report(ErrorClass::Rejected, place, &what),
             Action::Note(note) => self.owned.audit.note(now, note),
         }
     }
@@ -403,7 +405,7 @@ pub(super) fn settle(events: &Sender<Event>, deadline: Instant, shutdown: &Shutd
         recv(settled) -> _ => {}
         recv(shutdown.cancel_receiver()) -> _ => {}
         default(left()) => {
-            log::warn!("facilitator: not every status was stored in time; validators send the rest again");
+            log::info!("facilitator: not every status was stored in time; validators send the rest again");
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::net::accept::{Acceptor, Admitted, HandedOver, Leaving, Opened, Place,
 use crate::net::admission::{NoPlace, Origin};
 pub use crate::net::admission::{PlaceCounts, PlaceLimits};
 use crate::net::rate::Rate;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::transport::{
@@ -95,6 +96,8 @@ pub struct ServerConfig {
     pub outbox: OutboxLimits,
     /// Where the threads that accept and poll promise progress, as the parts `accept` and `poll`.
     pub health: Health,
+    /// Is told of connections that are not served, and of what is wrong with accepting them.
+    pub errors: ErrorHandler,
 }
 
 /// What a connection may as long as it is not known whose it is.
@@ -143,6 +146,7 @@ impl ServerConfig {
             liveness: LivenessConfig::default(),
             outbox: OutboxLimits::default(),
             health: Health::new(),
+            errors: ErrorHandler::default(),
         }
     }
 }
@@ -316,6 +320,10 @@ impl Service for Accepting {
         }
     }
 
+    fn errors(&self) -> ErrorHandler {
+        self.config.errors.clone()
+    }
+
     fn origin(&self, pending: &Box<dyn Pending>) -> Origin {
         Origin::of(&pending.peer())
     }
@@ -398,7 +406,8 @@ impl Service for Accepting {
                 Kick::new("its poll's event", kick)
             }
             Err(error) => {
-                log::warn!("{}: a connection is closed, it cannot be polled: {error}", self.config.name);
+                let what = format_args!("{}: a connection is closed, it cannot be polled: {error}", self.config.name);
+                self.config.errors.report(ErrorClass::Reconnect, "poll", &what);
                 Kick::dropped("nothing")
             }
         };
@@ -433,7 +442,8 @@ impl Accepting {
 
     fn start_poll(&self) -> io::Result<Poll> {
         let ServerConfig { name, workers, handshake_time, liveness, .. } = self.config;
-        let config = PollConfig { name, workers, handshake_time, liveness, health: self.config.health.clone() };
+        let (health, errors) = (self.config.health.clone(), self.config.errors.clone());
+        let config = PollConfig { name, workers, handshake_time, liveness, health, errors };
         Poll::start(config, self.timer.clone(), self.check.clone(), self.sink.clone())
     }
 

@@ -13,6 +13,7 @@ use super::router::{Input, JobKey};
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::identity::KeyPair;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::{Health, Pulse};
 use crate::protocol::{Receipt, ReceiptPayload};
 use crate::store::miner::{JobChange, JobRow, MinerStore, NewReceipt};
@@ -61,7 +62,7 @@ pub(super) fn run(
     saves: &Saves,
     mut store: MinerStore,
     key: &KeyPair,
-    health: &Health,
+    (health, errors): (&Health, &ErrorHandler),
     report: impl Fn(Input),
 ) {
     let (pulse, probed) = health.pulse_and_probe(STORE, BATCH_TIME);
@@ -82,7 +83,8 @@ pub(super) fn run(
         match &stored {
             Ok(_) => health.up(STORE),
             Err(error) => {
-                log::error!("the miner's database cannot be written, it is tried again: {error}");
+                let what = format_args!("it cannot be written, which is tried again: {error}");
+                errors.report(ErrorClass::Reconnect, "database", &what);
                 health.down(STORE, error.clone());
                 let mut saves = lock(saves);
                 for (job, change) in changed {

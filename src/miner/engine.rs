@@ -13,6 +13,7 @@ use super::images::Floor;
 use super::router::Input;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 
 /// What a busy machine may take longer than a limit.
 pub(super) const LATE: Duration = Duration::from_secs(5);
@@ -31,6 +32,7 @@ pub(super) struct HostCheck {
     /// Whose the containers of its security checks are.
     pub owner: Owner,
     pub answered: Answered,
+    pub errors: ErrorHandler,
 }
 
 impl HostCheck {
@@ -81,10 +83,15 @@ impl HostCheck {
         if stop.is_cancelled() {
             return;
         }
+        let class = match &found {
+            Err(Trouble::Unanswered(_)) => ErrorClass::Reconnect,
+            _ => ErrorClass::Fatal,
+        };
         match gate.checked(found, Instant::now()) {
             Some(Ok(what)) => log::info!("host {host}: jobs run {what}"),
             Some(Err(why)) => {
-                log::error!("host {host}: no job can run, and none is taken until that is over: {why}");
+                let what = format_args!("host {host}: no job can run, and none is taken until that is over: {why}");
+                self.errors.report_of(class, "host", host.as_str(), &what);
             }
             None => {}
         }
@@ -139,6 +146,7 @@ mod tests {
             floor: None,
             owner: Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 },
             answered: Answered::default(),
+            errors: ErrorHandler::default(),
         };
         let (stop, begun, seen) = (Shutdown::new(), Instant::now(), Cell::new(Duration::ZERO));
         check.run(&stop, |input| {

@@ -82,8 +82,9 @@ impl HostThreads {
     ) {
         let (report, Checks { policy, images }) = (self.checked.clone(), checks);
         let floor = self.floor.clone().filter(|_| host == HostName::LOCAL);
-        let (owner, answered) = (self.reaper.owner.clone(), self.reaper.answered.clone());
-        let check = HostCheck { host, backend, policy, known, images, floor, owner, answered };
+        let Reaper { owner, answered, board, .. } = self.reaper.clone();
+        let errors = board.errors;
+        let check = HostCheck { host, backend, policy, known, images, floor, owner, answered, errors };
         self.spawn("min-engine", host, move |stop| check.run(stop, |found| report(found, stop.clone())));
     }
 
@@ -142,7 +143,7 @@ mod tests {
     use super::*;
     use crate::base::wait::LONG;
     use crate::miner::executor_manager::{ExecutorEnd, ExecutorError, ExecutorSpec, Owner};
-    use crate::ops::metrics::Metrics;
+    use crate::ops::status::Board;
 
     struct Well;
 
@@ -158,7 +159,7 @@ mod tests {
         let stop = Shutdown::new();
         let owner = Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 };
         let reaper =
-            Reaper { answered: Default::default(), owner, dry_run: false, watcher: None, metrics: Metrics::default() };
+            Reaper { answered: Default::default(), owner, dry_run: false, watcher: None, board: Board::default() };
         let checked: CheckReports = Arc::new(move |found, of| tell.send((found, of)).unwrap());
         let mut hosts = HostThreads::new(reaper, None, stop, (Arc::new(|_| {}), checked));
         let checks = Checks { policy: CheckPolicy::default(), images: false };

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use crate::base::backoff::exponential;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::ops::metrics::Metrics;
+use crate::ops::errors::ErrorClass;
+use crate::ops::status::Board;
 use crate::proc::disk::{EngineDisk, FreeSpace};
 use crate::proc::docker::Docker;
 use crate::proc::image_store::{ImageBounds, ImageStore, InUse, Preparing, Tally};
@@ -35,6 +36,9 @@ const LOOK_TIME: Duration = Duration::from_secs(300);
 /// Less than this free on the engine's disk, and no job is taken: what jobs write next to their images needs some, and
 /// an engine without any fails in ways of its own.
 const FREE_LEAST: u64 = 1_000_000_000;
+
+/// Where trouble with what is written down about images is reported.
+const PLACE: &str = "images";
 
 /// What a miner does about images.
 #[derive(Debug, Clone)]
@@ -113,7 +117,7 @@ fn megabytes(bytes: u64) -> u64 {
 pub(super) struct Keeper {
     care: ImageCare,
     status: Arc<Mutex<ImagesStatus>>,
-    metrics: Metrics,
+    board: Board,
 }
 
 /// One of the images that jobs are to find here.
@@ -126,10 +130,10 @@ struct Wanted {
 }
 
 impl Keeper {
-    pub(super) fn new(care: ImageCare, metrics: Metrics) -> Self {
+    pub(super) fn new(care: ImageCare, board: Board) -> Self {
         let unknown = |image: &String| PrePulled { image: image.clone(), is_here: false, trouble: None };
         let pre_pull = care.pre_pull.iter().map(unknown).collect();
-        Self { care, status: Arc::new(Mutex::new(ImagesStatus { disk: None, pre_pull })), metrics }
+        Self { care, status: Arc::new(Mutex::new(ImagesStatus { disk: None, pre_pull })), board }
     }
 
     /// What is known, also after the thread has ended.
@@ -145,12 +149,13 @@ impl Keeper {
         let _at_once = stop.on(Level::Drain, move || kicked.cancel());
         let ImageCare { docker, folder, bounds, .. } = &self.care;
         let store = match ImageStore::open(docker.clone(), folder, *bounds) {
-            Ok(store) => store,
+            Ok(store) => store.telling(&self.board.errors),
             Err(error) => {
                 let why = format!("the book of images cannot be opened: {error}");
                 let of_all = &mut lock(&self.status).pre_pull;
                 of_all.iter_mut().for_each(|pulled| pulled.trouble = Some(why.clone()));
-                return log::error!("no image is kept here: {why}");
+                let what = format_args!("no image is kept here: {why}");
+                return self.board.errors.report(ErrorClass::Fatal, PLACE, &what);
             }
         };
         let start = Instant::now();
@@ -193,7 +198,7 @@ impl Keeper {
             if let Some(free) = &disk {
                 let help = "What is free on the disk of the engine's images.";
                 let free = usize::try_from(free.bytes).unwrap_or(usize::MAX);
-                self.metrics.gauge("phalanx_miner_image_disk_free_bytes", help, &[]).set(free);
+                self.board.metrics.gauge("phalanx_miner_image_disk_free_bytes", help, &[]).set(free);
             }
             lock(&self.status).disk = disk;
         }
@@ -201,16 +206,19 @@ impl Keeper {
             Ok(now) => {
                 let pulls = |result| {
                     let help = "Pulls of images by this miner and its executors.";
-                    self.metrics.counter("phalanx_miner_image_pulls_total", help, &[("result", result)])
+                    self.board.metrics.counter("phalanx_miner_image_pulls_total", help, &[("result", result)])
                 };
                 let help = "Images that jobs had brought and that were removed for want of room.";
-                let evicted = self.metrics.counter("phalanx_miner_images_evicted_total", help, &[]);
+                let evicted = self.board.metrics.counter("phalanx_miner_images_evicted_total", help, &[]);
                 pulls("pulled").add(now.pulled.saturating_sub(counted.pulled));
                 pulls("failed").add(now.failed.saturating_sub(counted.failed));
                 evicted.add(now.evicted.saturating_sub(counted.evicted));
                 *counted = now;
             }
-            Err(error) => log::warn!("what was done with images is not known: {error}"),
+            Err(error) => {
+                let what = format_args!("what was done with them is not known: {error}");
+                self.board.errors.report(ErrorClass::Retry, PLACE, &what);
+            }
         }
     }
 
@@ -239,14 +247,15 @@ impl Keeper {
                     Some(_) => "could not be refreshed, so jobs get the one that is here",
                     None => "could not be pulled for jobs",
                 };
-                log::warn!("image {image} {so}: {why}");
+                let what = format_args!("image {image} {so}: {why}");
+                self.board.errors.report_of(ErrorClass::Reconnect, "image pull", image, &what);
                 wanted.next = Instant::now() + exponential(RETRY, PULL_PERIOD, wanted.failures);
                 wanted.failures += 1;
                 "failed"
             }
         };
         let help = "Pulls of the images that jobs are to find here.";
-        self.metrics.counter("phalanx_miner_pre_pulls_total", help, &[("result", result)]).inc();
+        self.board.metrics.counter("phalanx_miner_pre_pulls_total", help, &[("result", result)]).inc();
         let status = PrePulled { image: image.to_owned(), is_here: wanted.in_use.is_some(), trouble };
         lock(&self.status).pre_pull[at] = status;
     }

@@ -14,7 +14,8 @@ use super::host::HostName;
 use super::router::Input;
 use super::watch::Watcher;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::ops::metrics::Metrics;
+use crate::ops::errors::ErrorClass;
+use crate::ops::status::Board;
 
 /// Between two looks; what is of this process must be an orphan at two of them, so it is at least this old.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -31,7 +32,7 @@ pub(super) struct Reaper {
     pub dry_run: bool,
     /// Is looked after as well.
     pub watcher: Option<Watcher>,
-    pub metrics: Metrics,
+    pub board: Board,
 }
 
 impl Reaper {
@@ -79,10 +80,13 @@ impl Reaper {
             Ok(()) => {
                 log::info!("nobody answered for {what}: removed");
                 let help = "What executors have left and nobody answered for, removed, by what it was.";
-                self.metrics.counter("phalanx_miner_reaped_total", help, &[("kind", kind)]).inc();
+                self.board.metrics.counter("phalanx_miner_reaped_total", help, &[("kind", kind)]).inc();
             }
             Err(_) if stop.is_set() => {}
-            Err(left) => log::warn!("nobody answers for {what}, and it cannot be removed: {left}"),
+            Err(left) => {
+                let what = format_args!("nobody answers for {what}, and it cannot be removed: {left}");
+                self.board.errors.report(ErrorClass::Reconnect, "leftovers", &what);
+            }
         }
     }
 }
@@ -121,7 +125,7 @@ mod tests {
             owner: Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 },
             dry_run: false,
             watcher: None,
-            metrics: Metrics::default(),
+            board: Board::default(),
         };
         let (found, finds) = bounded(2);
         let next = || heard.recv_timeout(Duration::from_secs(60));

@@ -37,6 +37,7 @@ use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::ServerConfig;
 use crate::link::server::{AcceptState, Server, ServerConnections, ServerPlaces};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::jobs::JobMetrics;
 use crate::ops::status::Board;
 use crate::store::StoreError;
@@ -211,7 +212,9 @@ impl Miner {
         let owner = Owner { miner: config.key.ss58(), instance, epoch };
 
         // Before anything is made that it is to remove.
-        let watcher = config.watch.clone().map(|command| Watcher::start(command, &owner, &config.state_dir));
+        let errors = config.board.errors.clone();
+        let watch = |command| Watcher::start(command, &owner, &config.state_dir, errors.clone());
+        let watcher = config.watch.clone().map(watch);
         let url = listener.url();
         let address = config.executor_address.clone().unwrap_or_else(|| url.clone());
         let reapers = owner.clone();
@@ -222,11 +225,11 @@ impl Miner {
         let (orders, queue) = bounded(ROLE_EVENTS);
 
         let spool = Spool::new(config.state_dir.join(super::SPOOL));
-        let (spooled, reports) = (spool.clone(), events.clone());
+        let (spooled, reports, told) = (spool.clone(), events.clone(), errors.clone());
         let reports: Reports = Arc::new(move |input| {
             // It may have left what it could not say. That counts before its end does.
             if matches!(input, Input::ExecutorEnded { .. }) {
-                take_spooled(&spooled, &reports);
+                take_spooled(&spooled, &reports, &told);
             }
             // Once the router has ended, nobody wants to know.
             drop(reports.send(Event::Input(input)));
@@ -237,9 +240,8 @@ impl Miner {
         let Board { health, metrics, .. } = config.board.clone();
         let dry_run = config.reap_dry_run;
         let floor = config.images.as_ref().and_then(Floor::of);
-        let (looked_after, counted) = (watcher.clone(), metrics.clone());
-        let reaper =
-            Reaper { answered: answered.clone(), owner: reapers, dry_run, watcher: looked_after, metrics: counted };
+        let (looked_after, board) = (watcher.clone(), config.board.clone());
+        let reaper = Reaper { answered: answered.clone(), owner: reapers, dry_run, watcher: looked_after, board };
         let found = events.clone();
         let checked: CheckReports = Arc::new(move |input, of| drop(found.send(Event::Checked(input, of))));
         let mut hosts = HostThreads::new(reaper, floor, stop.clone(), (reports.clone(), checked));
@@ -249,7 +251,7 @@ impl Miner {
         // The first checks are waited for, so that whoever connects first is told what there is.
         let more = backends.values().map(|backend| backend.more_time()).max().unwrap_or_default();
         let limit = Instant::now() + config.limits.checks.limit + more + LATE;
-        for found in first_checks(&inbox, backends.keys().copied().collect(), limit) {
+        for found in first_checks(&inbox, backends.keys().copied().collect(), limit, &errors) {
             router.handle(found, now());
         }
         let first = router.restore(jobs, now());
@@ -267,12 +269,14 @@ impl Miner {
         let (report, key, to_save) = (events.clone(), config.key.clone(), saves.clone());
         let meters = Meters::new(&metrics);
         config.board.jobs.measure(&metrics, JOB_METRICS, &OUTCOMES);
-        let router_health = health.clone();
+        let (router_health, of_disk) = (health.clone(), errors.clone());
         let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
             // Once the router has ended, nobody waits for the outcome.
-            disk::run(&queue, &to_save, store, &key, &health, |input| drop(report.send(Event::Input(input))));
+            disk::run(&queue, &to_save, store, &key, (&health, &of_disk), |input| {
+                drop(report.send(Event::Input(input)))
+            });
         });
-        let keeper = config.images.map(|care| Keeper::new(care, metrics.clone()));
+        let keeper = config.images.map(|care| Keeper::new(care, config.board.clone()));
         let known_images = keeper.as_ref().map(Keeper::status).unwrap_or_default();
         let images = keeper.map(|keeper| {
             let (kicked, until) = (stop.clone(), stop.clone());
@@ -292,7 +296,7 @@ impl Miner {
             traces: traces.clone(),
             meters,
             health: router_health,
-            errors: config.board.errors.clone(),
+            errors: errors.clone(),
             jobs: config.board.jobs.clone(),
             pause: config.board.pause.clone(),
             end_time,
@@ -300,10 +304,11 @@ impl Miner {
         let (kicked, running) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
         let router = spawn("min-route", kick, move || thread.run(&inbox, &running));
-        take_spooled(&spool, &events);
+        take_spooled(&spool, &events, &errors);
         let sink = router_thread::sink(events.clone(), config.rates);
         let listener = counted_listener(listener, meters::of_peer(&metrics));
-        let server = ServerConfig { health: config.board.health.clone(), ..config.server.clone() };
+        let server =
+            ServerConfig { health: config.board.health.clone(), errors: errors.clone(), ..config.server.clone() };
         let server = Server::start(server, listener, timer, router_thread::accept_path(), sink);
         let (accept, places, connections) = (server.accept_state(), server.places(), server.connections());
         log::info!("miner {} serves on {url}", config.key.ss58());
@@ -399,7 +404,12 @@ impl Miner {
 }
 
 /// What the first check of each host has found, by `deadline`; nobody else reports anything yet.
-fn first_checks(inbox: &Receiver<Event>, mut hosts: BTreeSet<HostName>, deadline: Instant) -> Vec<Input> {
+fn first_checks(
+    inbox: &Receiver<Event>,
+    mut hosts: BTreeSet<HostName>,
+    deadline: Instant,
+    errors: &ErrorHandler,
+) -> Vec<Input> {
     let mut found = Vec::new();
     let _waiting = waiting("the first check of the hosts", Some(deadline));
     while !hosts.is_empty() {
@@ -411,8 +421,9 @@ fn first_checks(inbox: &Receiver<Event>, mut hosts: BTreeSet<HostName>, deadline
         found.push(input);
     }
     // It counts when it answers after all.
-    let missing = |host| {
-        log::error!("host {host}: {UNKNOWN}, so no job is taken there until it has");
+    let missing = |host: HostName| {
+        let what = format_args!("host {host}: {UNKNOWN}, so no job is taken there until it has");
+        errors.report_of(ErrorClass::Reconnect, "host", host.as_str(), &what);
         Input::Checked { host, found: Err(UNKNOWN.to_owned()), images: Vec::new(), due: deadline + LONGEST_TIME }
     };
     found.extend(hosts.into_iter().map(missing));
@@ -420,14 +431,14 @@ fn first_checks(inbox: &Receiver<Event>, mut hosts: BTreeSet<HostName>, deadline
 }
 
 /// Hands what executors have left in the spool to the router. Blocks while the router's queue is full.
-fn take_spooled(spool: &Spool, events: &Sender<Event>) {
+fn take_spooled(spool: &Spool, events: &Sender<Event>, errors: &ErrorHandler) {
     let taken = spool.take(|Spooled { token, messages }| {
         let frames = messages.iter().map(|text| ExecutorFrame::read(text)).collect();
         // A router that has ended knows no job.
         drop(events.send(Event::Input(Input::Spooled { token, frames })));
     });
     if let Err(error) = taken {
-        log::error!("{error}");
+        errors.report(ErrorClass::Fatal, "spool", &error);
     }
 }
 

@@ -11,6 +11,7 @@
 //! The watcher's threads, one for each host of its miner, are those of `killed_host`. [`watch`] itself blocks in the
 //! pipe, and then until they have ended or the state folder has a new owner.
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,6 +29,7 @@ use super::killed_host::KilledHost;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{Kick, spawn};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::proc::group::poll_until;
 use crate::proc::lock::FileNews;
 use crate::store::miner::lock_file;
@@ -59,6 +61,7 @@ struct Watched {
     living: Mutex<Option<Living>>,
     /// Why there is none, as it was told.
     told: Mutex<String>,
+    errors: ErrorHandler,
 }
 
 /// A watcher that was started.
@@ -72,13 +75,13 @@ struct Living {
 impl Watcher {
     /// Starts the watcher of this miner, after taking up what an earlier one has said. Blocks for at most
     /// [`START_TIME`]. A miner without one works: it is tried again by [`Watcher::check`].
-    pub(super) fn start(command: WatchCommand, owner: &Owner, state_dir: &Path) -> Self {
+    pub(super) fn start(command: WatchCommand, owner: &Owner, state_dir: &Path, errors: ErrorHandler) -> Self {
         let flag = format!("{}:{}", owner.instance, owner.epoch);
         let (state_dir, living, told) = (state_dir.to_owned(), Mutex::default(), Mutex::default());
         let log = state_dir.join(LOG);
-        let watcher = Self(Arc::new(Watched { command, flag, state_dir, living, told }));
+        let watcher = Self(Arc::new(Watched { command, flag, state_dir, living, told, errors }));
         if let Err(error) = take_log(&log) {
-            log::warn!("what the watcher of an earlier miner has said cannot be read: {error}");
+            watcher.trouble(&format_args!("what that of an earlier miner has said cannot be read: {error}"));
         }
         watcher.check();
         watcher
@@ -96,7 +99,7 @@ impl Watcher {
             return;
         }
         if living.is_some() {
-            log::warn!("the miner's watcher was ended by somebody; another one is started");
+            self.trouble(&"it was ended by somebody; another one is started");
         }
         *living = match self.0.launch() {
             Ok(started) => {
@@ -107,10 +110,9 @@ impl Watcher {
                 let error = error.to_string();
                 // The reaper of each host tries it again, and again.
                 if *lock(&self.0.told) != error {
-                    log::warn!(
-                        "the miner has no watcher, so what it leaves if it is killed stays until it starts again: \
-                         {error}"
-                    );
+                    self.trouble(&format_args!(
+                        "the miner has none, so what it leaves if it is killed stays until it starts again: {error}"
+                    ));
                     *lock(&self.0.told) = error;
                 }
                 None
@@ -122,8 +124,12 @@ impl Watcher {
     pub(super) fn finish(&self, deadline: Instant) {
         let Some(living) = lock(&self.0.living).take() else { return };
         if !living.finish(deadline) {
-            log::warn!("the miner's watcher does not end");
+            self.trouble(&"it does not end");
         }
+    }
+
+    fn trouble(&self, what: &dyn Display) {
+        self.0.errors.report(ErrorClass::Reconnect, "watcher", what);
     }
 }
 
@@ -354,7 +360,7 @@ mod tests {
         let arguments = ["-c", STAND_IN, "sh", &folder].map(OsString::from).into();
         let command = WatchCommand { program: "sh".into(), arguments };
         let text = |name: &str| std::fs::read_to_string(state.path().join(name)).unwrap_or_default();
-        let watcher = Watcher::start(command, &owner(), state.path());
+        let watcher = Watcher::start(command, &owner(), state.path(), ErrorHandler::default());
         until("it runs", || text("pids").lines().count() == 1);
         watcher.check();
         let pid = text("pids").trim().parse().ok().and_then(Pid::from_raw).unwrap();
@@ -370,6 +376,6 @@ mod tests {
         assert_eq!(text(LOG), "");
 
         let missing = WatchCommand { program: "/nonexistent/phalanx".into(), arguments: vec![] };
-        Watcher::start(missing, &owner(), state.path()).finish(far());
+        Watcher::start(missing, &owner(), state.path(), ErrorHandler::default()).finish(far());
     }
 }

@@ -23,9 +23,9 @@ use crate::base::thread::{Kick, Thread, spawn, try_spawn};
 use crate::base::waits::waiting;
 use crate::net::admission::{Entry, NoPlace, Origin, PlaceCounts, PlaceLimits, Places};
 use crate::net::wake::Wake;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::{Health, Pulse};
 use crate::ops::metrics::Metrics;
-use crate::ops::throttle::Throttle;
 
 /// After a failed `accept`, the time in which open connections may end: out of descriptors, most likely.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
@@ -135,6 +135,11 @@ pub(crate) trait Service: Send + 'static {
 
     /// The next connection; `None` after the kick. Blocks; the kick interrupts it.
     fn accept(&self) -> io::Result<Option<Self::Incoming>>;
+
+    /// Who is told of connections that are not served, and of what is wrong with accepting them.
+    fn errors(&self) -> ErrorHandler {
+        ErrorHandler::default()
+    }
 
     /// Where a connection comes from.
     fn origin(&self, incoming: &Self::Incoming) -> Origin;
@@ -346,6 +351,7 @@ impl<H: Send + 'static> Acceptor<H> {
         let state = AcceptState(Arc::downgrade(&failed));
         let accepting = Accepting {
             name: thread.clone(),
+            errors: service.errors(),
             service,
             failed,
             places: places.clone(),
@@ -353,7 +359,6 @@ impl<H: Send + 'static> Acceptor<H> {
             stop: stop.clone(),
             open: open.clone(),
             count: 0,
-            warned: Throttle::default(),
         };
         let accept = spawn(thread, kick.clone(), move || accepting.run());
         Self { accept: Some(accept), state, kick, stop, open, places }
@@ -427,6 +432,7 @@ impl<H> Drop for Acceptor<H> {
 
 struct Accepting<S: Service> {
     name: String,
+    errors: ErrorHandler,
     service: S,
     failed: Arc<LastFailure>,
     places: ServerPlaces,
@@ -434,7 +440,6 @@ struct Accepting<S: Service> {
     stop: Shutdown,
     open: Open<S::Handle>,
     count: u64,
-    warned: Throttle,
 }
 
 /// The connections whose threads end and are to be joined.
@@ -462,7 +467,7 @@ impl<S: Service> Accepting<S> {
                 Ok(None) => return,
                 Err(error) => {
                     *lock(&self.failed) = Some((Instant::now(), error.to_string()));
-                    self.warn(&format_args!("cannot accept, tries again: {error}"));
+                    self.trouble(ErrorClass::Reconnect, &format_args!("cannot accept, tries again: {error}"));
                     if self.stop.wait(AFTER_FAILURE) {
                         return;
                     }
@@ -471,11 +476,8 @@ impl<S: Service> Accepting<S> {
         }
     }
 
-    /// One line in ten seconds, whatever comes.
-    fn warn(&mut self, trouble: &dyn fmt::Display) {
-        if let Some(line) = self.warned.line(Instant::now(), trouble) {
-            log::warn!("{}: {line}", self.name);
-        }
+    fn trouble(&self, class: ErrorClass, what: &dyn fmt::Display) {
+        self.errors.report_of(class, "accept", &self.name, &format_args!("{}: {what}", self.name));
     }
 
     /// Starts the thread of a new connection, and joins those that have ended since the last one came.
@@ -495,11 +497,13 @@ impl<S: Service> Accepting<S> {
                     by.kick();
                 }
                 drop(open);
-                self.warn(&"the places of those who have not said who they are are taken: the oldest of them goes");
+                let what = "the places of those who have not said who they are are taken: the oldest of them goes";
+                self.trouble(ErrorClass::Rejected, &what);
                 None
             }
             Entry::Refused(why) => {
-                self.warn(&format_args!("a connection from {origin} is turned away: {}", why.as_str()));
+                let what = format_args!("a connection from {origin} is turned away: {}", why.as_str());
+                self.trouble(ErrorClass::Rejected, &what);
                 if !lock(&self.places.0).turn_away(id) {
                     return self.service.refuse(incoming);
                 }
@@ -539,7 +543,7 @@ impl<S: Service> Accepting<S> {
             Err(none) => {
                 drop(open);
                 lock(&self.places.0).count(NoPlace::Thread);
-                self.warn(&format_args!("a connection from {origin} is closed: {none}"));
+                self.trouble(ErrorClass::Rejected, &format_args!("a connection from {origin} is closed: {none}"));
             }
         }
     }

@@ -16,6 +16,10 @@ use crate::base::lock::lock;
 /// Characters that are kept of an error's text: a peer may have written it.
 const TEXT_CHARS: usize = 500;
 
+/// What is told apart at one place for the pace of its lines: more hosts than most miners have. With a throttle and a
+/// name of some 60 bytes each, that is 6 KB for a place.
+const SUBJECTS: usize = 64;
+
 /// What a loop does about an error; it decides by nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,7 +101,8 @@ type Table = BTreeMap<(ErrorClass, &'static str), Row>;
 
 #[derive(Debug)]
 struct Row {
-    throttle: Throttle,
+    /// Of each of what there are many; `""` of the place itself.
+    throttles: BTreeMap<Box<str>, Throttle>,
     text: String,
     count: u64,
     at: Instant,
@@ -112,9 +117,19 @@ impl ErrorHandler {
     /// Counts an error in `phalanx_errors_total{class, place}` and logs it as `place: error`, at most once in ten
     /// seconds for each class and place; a later line ends in `(and N more like it)`.
     pub fn report(&self, class: ErrorClass, place: &'static str, error: &dyn Display) {
+        self.note(class, place, "", error);
+    }
+
+    /// As [`ErrorHandler::report`], at a place that has many of a kind, as a miner has hosts: each of them is logged at
+    /// its own pace, up to 64; those beyond share theirs.
+    pub fn report_of(&self, class: ErrorClass, place: &'static str, subject: &str, error: &dyn Display) {
+        self.note(class, place, subject, error);
+    }
+
+    fn note(&self, class: ErrorClass, place: &'static str, subject: &str, error: &dyn Display) {
         let labels = [("class", class.as_str()), ("place", place)];
         self.metrics.counter("phalanx_errors_total", "Errors by what is done about them.", &labels).inc();
-        let line = note(&mut lock(&self.table), Instant::now(), (class, place), error);
+        let line = note(&mut lock(&self.table), Instant::now(), (class, place), subject, error);
         // Outside the lock: stderr may be slow.
         if let Some(line) = line {
             log::log!(class.level(), "{line}");
@@ -128,17 +143,21 @@ impl ErrorHandler {
 }
 
 /// Writes an error into the table; the line to log, if it is time for one.
-fn note(table: &mut Table, now: Instant, key: (ErrorClass, &'static str), error: &dyn Display) -> Option<String> {
+fn note(
+    table: &mut Table,
+    now: Instant,
+    key: (ErrorClass, &'static str),
+    subject: &str,
+    error: &dyn Display,
+) -> Option<String> {
     let text = shown(&error.to_string());
-    let row = table.entry(key).or_insert_with(|| Row {
-        throttle: Throttle::default(),
-        text: String::new(),
-        count: 0,
-        at: now,
-    });
+    let row =
+        table.entry(key).or_insert_with(|| Row { throttles: BTreeMap::new(), text: String::new(), count: 0, at: now });
     row.count += 1;
     row.at = now;
-    let line = row.throttle.line(now, &format_args!("{}: {text}", key.1));
+    let is_known = row.throttles.len() < SUBJECTS || row.throttles.contains_key(subject);
+    let throttle = row.throttles.entry(if is_known { subject } else { "" }.into()).or_default();
+    let line = throttle.line(now, &format_args!("{}: {text}", key.1));
     row.text = text;
     line
 }
@@ -184,17 +203,26 @@ mod tests {
     #[test]
     fn each_class_and_place_is_logged_at_its_own_pace_and_the_newest_is_kept() {
         let (start, mut table) = (Instant::now(), Table::new());
-        let mut note = |seconds: u64, class, place, text: &str| {
-            note(&mut table, start + Duration::from_secs(seconds), (class, place), &text)
+        let note = |table: &mut Table, seconds: u64, class, place: (&'static str, &str), text: &str| {
+            let (place, subject) = place;
+            note(table, start + Duration::from_secs(seconds), (class, place), subject, &text)
         };
-        assert_eq!(note(0, ErrorClass::Reconnect, "link", "refused").unwrap(), "link: refused");
-        assert_eq!(note(1, ErrorClass::Reconnect, "link", "reset"), None);
-        assert_eq!(note(2, ErrorClass::Reconnect, "link", "reset"), None);
-        assert_eq!(note(2, ErrorClass::Rejected, "link", "no").unwrap(), "link: no");
-        assert_eq!(note(3, ErrorClass::Reconnect, "disk", "full").unwrap(), "disk: full");
-        let line = note(12, ErrorClass::Reconnect, "link", "lost").unwrap();
+        assert_eq!(note(&mut table, 0, ErrorClass::Reconnect, ("link", ""), "refused").unwrap(), "link: refused");
+        assert_eq!(note(&mut table, 1, ErrorClass::Reconnect, ("link", ""), "reset"), None);
+        assert_eq!(note(&mut table, 2, ErrorClass::Reconnect, ("link", ""), "reset"), None);
+        assert_eq!(note(&mut table, 2, ErrorClass::Rejected, ("link", ""), "no").unwrap(), "link: no");
+        assert_eq!(note(&mut table, 3, ErrorClass::Reconnect, ("disk", ""), "full").unwrap(), "disk: full");
+        let line = note(&mut table, 12, ErrorClass::Reconnect, ("link", ""), "lost").unwrap();
         assert_eq!(line, "link: lost (and 2 more like it)");
-        assert_eq!(note(13, ErrorClass::Reconnect, "link", "newest"), None);
+        assert_eq!(note(&mut table, 13, ErrorClass::Reconnect, ("link", ""), "newest"), None);
+        assert_eq!(note(&mut table, 14, ErrorClass::Retry, ("host", "a"), "a is away").unwrap(), "host: a is away");
+        assert_eq!(note(&mut table, 14, ErrorClass::Retry, ("host", "b"), "b is away").unwrap(), "host: b is away");
+        assert_eq!(note(&mut table, 15, ErrorClass::Retry, ("host", "a"), "a is away"), None);
+        for n in 0..1000 {
+            note(&mut table, 16, ErrorClass::Retry, ("host", &format!("{n}")), "one of many");
+        }
+        assert_eq!(table[&(ErrorClass::Retry, "host")].throttles.len(), SUBJECTS + 1);
+        table.remove(&(ErrorClass::Retry, "host"));
         let last = last(&table, start + Duration::from_secs(20));
         let shown: Vec<_> = last.iter().map(|e| (e.place.as_str(), e.text.as_str(), e.count, e.seconds_ago)).collect();
         assert_eq!(shown, [("link", "newest", 5, 7), ("disk", "full", 1, 17), ("link", "no", 1, 18)]);

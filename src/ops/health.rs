@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -117,6 +118,19 @@ impl Health {
         (self.pulse_of_loop(part, limit, wake), woken)
     }
 
+    /// As [`Health::pulse_of_loop`], of a loop that comes round very often: it costs that loop nothing until somebody
+    /// asks. `wake` has it come round and call [`Beat::come_round`]; it must not block. A loop that hangs is found when
+    /// the next who asks has waited for `limit`.
+    pub fn beat(&self, part: &'static str, limit: Duration, wake: impl Fn() + Send + Sync + 'static) -> Beat {
+        let asked = Arc::new(AtomicBool::new(false));
+        let asks = asked.clone();
+        let wake = move |_: &Answer| {
+            asks.store(true, Ordering::SeqCst);
+            wake();
+        };
+        Beat { asked, pulse: self.pulse_of_loop(part, limit, wake) }
+    }
+
     fn pulse_with(&self, part: &'static str, poke: Option<Poke>) -> Pulse {
         let mut state = lock(&self.0);
         let id = state.next_id;
@@ -169,6 +183,23 @@ impl Health {
     /// Whether each part has been up at least once.
     pub fn has_started(&self) -> bool {
         lock(&self.0).parts.values().all(|entry| entry.was_up)
+    }
+}
+
+/// The watch over a loop that comes round very often, see [`Health::beat`].
+#[derive(Debug)]
+pub struct Beat {
+    asked: Arc<AtomicBool>,
+    pulse: Pulse,
+}
+
+impl Beat {
+    /// The loop has come round; whoever has asked is answered. To be called after what `wake` raises is lowered, and
+    /// before the loop waits.
+    pub fn come_round(&self) {
+        if self.asked.load(Ordering::SeqCst) && self.asked.swap(false, Ordering::SeqCst) {
+            self.pulse.done();
+        }
     }
 }
 
@@ -285,6 +316,26 @@ mod tests {
         drop(pulse);
         assert!(problems(&health, at(1000)).is_empty(), "one that has ended promises nothing");
         assert!(health.probe(at(0)).try_recv().is_err_and(|e| e.is_disconnected()));
+    }
+
+    #[test]
+    fn a_beat_is_given_when_somebody_has_asked_and_a_loop_that_hangs_is_stuck() {
+        let (health, start) = (Health::new(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (wake, woken) = bounded(9);
+        let beat = health.beat("redis", Duration::from_secs(10), move || wake.send(()).unwrap());
+        beat.come_round();
+        assert!(problems(&health, at(1000)).is_empty(), "nobody has asked");
+        let asked = health.probe(at(0));
+        woken.try_recv().unwrap();
+        assert!(asked.try_recv().is_err_and(|e| e.is_empty()));
+        beat.come_round();
+        assert!(asked.try_recv().is_err_and(|e| e.is_disconnected()));
+        assert!(problems(&health, at(1000)).is_empty());
+        drop(health.probe(at(0)));
+        assert_eq!(problems(&health, at(12)), ["redis: should have made progress 2 s ago"]);
+        drop(beat);
+        assert!(problems(&health, at(1000)).is_empty(), "it has ended");
     }
 
     #[test]

@@ -228,6 +228,14 @@ impl Metrics {
         }
     }
 
+    /// Logs, at debug, what is not 0: of a program that nobody asks, because it ends with its work.
+    pub fn log(&self) {
+        let counted = self.render();
+        for line in counted.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0")) {
+            log::debug!("counted: {line}");
+        }
+    }
+
     /// Everything, as Prometheus text: sorted by name, then by labels.
     pub fn render(&self) -> String {
         let families = lock(&self.0);

@@ -54,6 +54,8 @@ pub struct Pause(Arc<Mutex<PauseState>>);
 struct PauseState {
     paused: Option<Paused>,
     closed: Option<&'static str>,
+    /// Told of each change.
+    watcher: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl fmt::Debug for Pause {
@@ -65,12 +67,27 @@ impl fmt::Debug for Pause {
 impl Pause {
     /// From now on the role is paused like this, or not at all. What it has taken goes on.
     pub fn set(&self, paused: Option<Paused>) {
-        lock(&self.0).paused = paused;
+        self.change(|state| state.paused = paused);
     }
 
     /// From now on the role takes no work of its own accord, for this reason; `None` if it does.
     pub fn close(&self, why: Option<&'static str>) {
-        lock(&self.0).closed = why;
+        self.change(|state| state.closed = why);
+    }
+
+    /// From now on this is called after each change, for whoever waits for its end; one for each pause, and it must not
+    /// block.
+    pub fn watch(&self, changed: impl Fn() + Send + Sync + 'static) {
+        lock(&self.0).watcher = Some(Arc::new(changed));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut PauseState)) {
+        let mut state = lock(&self.0);
+        change(&mut state);
+        let watcher = state.watcher.clone();
+        // Without the lock, because it may be asked at once.
+        drop(state);
+        watcher.iter().for_each(|changed| changed());
     }
 
     /// Why no work is taken at `now`, since 1970; `None` if it is.
@@ -88,11 +105,19 @@ impl Pause {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
     fn a_pause_ends_when_its_time_is_over_or_it_is_resumed() {
         let (pause, at) = (Pause::default(), Duration::from_secs);
+        let changes = Arc::new(AtomicU32::new(0));
+        let (counted, asked) = (changes.clone(), pause.clone());
+        pause.watch(move || {
+            asked.why(at(0));
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
         assert_eq!(pause.why(at(0)), None);
         pause.set(Some(Paused { note: "new disk\u{1b}[2J".to_owned(), since: 10, until: Some(100) }));
         assert_eq!(pause.why(at(30)).unwrap(), "paused for another 1 min 10 s: new disk\\u{1b}[2J");
@@ -103,6 +128,6 @@ mod tests {
         pause.set(None);
         assert_eq!((pause.why(at(0)).as_deref(), pause.paused(at(0))), (Some("one job"), None));
         pause.close(None);
-        assert_eq!(pause.why(at(0)), None);
+        assert_eq!((pause.why(at(0)), changes.load(Ordering::Relaxed)), (None, 5));
     }
 }

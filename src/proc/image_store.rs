@@ -6,6 +6,7 @@
 //! killed one holds is free. What the operator has brought is never written down, and never goes. One more file counts
 //! what all processes have done.
 
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -22,6 +23,7 @@ use super::images::Image;
 use super::lock::{Hold, lock, try_lock};
 use super::tool::ToolError;
 use crate::base::shutdown::Shutdown;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 
 /// The end of the name of the file that is locked while its image is pulled.
 const PULL: &str = ".pull";
@@ -39,6 +41,7 @@ pub struct ImageStore {
     disk: EngineDisk,
     folder: PathBuf,
     bounds: ImageBounds,
+    errors: ErrorHandler,
 }
 
 /// What was done since the folder was made, by whatever process.
@@ -74,7 +77,17 @@ impl ImageStore {
     pub fn open(docker: Docker, folder: impl Into<PathBuf>, bounds: ImageBounds) -> io::Result<Self> {
         let folder = folder.into();
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Self { disk: EngineDisk::new(docker.clone()), docker, folder, bounds })
+        Ok(Self { disk: EngineDisk::new(docker.clone()), docker, folder, bounds, errors: ErrorHandler::default() })
+    }
+
+    /// The same, which tells this handler of what it goes on after.
+    #[must_use]
+    pub fn telling(self, errors: &ErrorHandler) -> Self {
+        Self { errors: errors.clone(), ..self }
+    }
+
+    fn trouble(&self, what: &dyn Display) {
+        self.errors.report(ErrorClass::Rejected, "images", what);
     }
 
     /// The disk of the images.
@@ -121,7 +134,7 @@ impl ImageStore {
         deadline: Instant,
     ) -> Result<(), ToolError> {
         if let Err(error) = self.make_room_if_short(stop, deadline) {
-            log::warn!("image {image} is pulled with as much room as there is: {error}");
+            self.trouble(&format_args!("image {image} is pulled with as much room as there is: {error}"));
         }
         let pulled = self.docker.pull(image, silence, stop, deadline);
         match pulled {
@@ -143,7 +156,8 @@ impl ImageStore {
         if self.docker.image(image, stop, deadline)?.is_some_and(|now| now.id != before.id) {
             log::info!("image {image}: its name has moved on from {}", before.id);
             if let Err(error) = self.note(&before.id) {
-                log::warn!("image {}, which no name leads to any more, may be left: {error}", before.id);
+                let what = format_args!("image {}, which no name leads to any more, may be left: {error}", before.id);
+                self.trouble(&what);
             }
         }
         Ok(())
@@ -172,7 +186,7 @@ impl ImageStore {
             write_text(&mut file, &sums.map(|sum| sum.to_string()).join(" "))
         });
         if let Err(error) = counted {
-            log::warn!("what was done with images is not counted: {error}");
+            self.trouble(&format_args!("what was done with them is not counted: {error}"));
         }
     }
 

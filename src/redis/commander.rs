@@ -32,6 +32,7 @@ use crate::base::stop::{KICK_GRACE, Step, StopReport, stop_alone};
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_noted};
 use crate::net::wake::Wake;
+use crate::ops::errors::ErrorClass;
 use crate::ops::status::Board;
 
 /// Owns the thread. Dropping it kicks and joins the thread.
@@ -243,6 +244,12 @@ enum Phase {
     Up(Box<Up>),
 }
 
+/// The part of the health that is the threads of connections to Redis.
+pub(super) const BEAT: &str = "redis";
+
+/// What a turn of such a thread may take beside the operations that it waits for.
+pub(super) const ROUND_TIME: Duration = Duration::from_secs(30);
+
 /// A connection that is being made on a thread of its own, so that meanwhile deadlines are kept here.
 struct Dialling {
     thread: Thread<()>,
@@ -291,7 +298,10 @@ impl Drop for Runner {
 impl Runner {
     fn run(mut self) {
         let mut phase = Phase::Pause(Instant::now());
+        let wake = self.shared.wake.clone();
+        let beat = self.board.health.beat(BEAT, self.config.operation_time + ROUND_TIME, move || wake.raise());
         loop {
+            beat.come_round();
             let now = Instant::now();
             if self.next_deadline.is_some_and(|at| at <= now) {
                 self.expire(now);
@@ -377,7 +387,8 @@ impl Runner {
             Ok(_) => {}
             Err(error) => {
                 // Without poll there is no waiting at all; the shutdown signal's wait is the one that is left.
-                log::error!("{}: cannot wait: {error}", self.shared.name);
+                let what = format_args!("it cannot wait: {error}");
+                self.board.errors.report(ErrorClass::Fatal, self.shared.name, &what);
                 self.shared.shutdown.wait(Duration::from_secs(1));
             }
         }

@@ -12,6 +12,9 @@ use super::{StoreError, open};
 
 const DATABASE: &str = "batch.db";
 
+/// Taken by whoever has the folder.
+pub(crate) const LOCK: &str = "batch.lock";
+
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE batch (
         one     INTEGER PRIMARY KEY CHECK (one = 1),
@@ -174,7 +177,7 @@ impl BatchStore {
     /// # Errors
     /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let lock = FolderLock::take(folder, "batch.lock")?;
+        let lock = FolderLock::take(folder, LOCK)?;
         Ok(Self { connection: open(&folder.join(DATABASE), MIGRATIONS)?, _lock: lock })
     }
 

@@ -25,6 +25,10 @@ use rusqlite::Connection;
 
 #[cfg(feature = "cli")]
 pub(crate) use self::lock::FolderLock;
+
+/// The lock of a worker's state folder, where its pause is.
+#[cfg(feature = "cli")]
+pub(crate) const WORKER_LOCK: &str = "worker.lock";
 use crate::base::limits::JOURNAL_BODY_BYTES;
 
 /// How long a statement waits for another process that uses the same file, as a backup.

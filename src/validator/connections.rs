@@ -14,6 +14,7 @@ use super::routing::MinerAddress;
 use crate::base::limits::LONGEST_TIME;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{Step, StopReport, stop_alone};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::pool::{self, AcquireError, Connections, Connector, Pool, PoolConfig, PoolNumbers, Until};
 use crate::transport::idle::{IdleConnection, IdleHandle, IdleWatch};
 
@@ -192,9 +193,11 @@ pub struct Lease {
 impl KeptConnections {
     /// At most `limit` connections, in use or kept, and at least one; more callers wait. None is made before it is
     /// asked for.
-    pub fn start(dialer: MinerDialer, limit: usize) -> Self {
+    pub fn start(dialer: MinerDialer, limit: usize, errors: &ErrorHandler) -> Self {
         let watch = IdleWatch::start("val-mi-idle", dialer.timer.clone());
-        let watch = watch.inspect_err(|error| log::error!("no connection to a miner is kept: {error}")).ok();
+        let tell =
+            |error: &_| errors.report(ErrorClass::Fatal, "kept connections", &format_args!("none is kept: {error}"));
+        let watch = watch.inspect_err(tell).ok();
         let config = PoolConfig {
             connections_max: limit.max(1),
             per_key_max: limit.max(1),

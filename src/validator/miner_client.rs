@@ -20,8 +20,9 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::link::{
     Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Outgoing, Refused, Text,
 };
+use crate::ops::metrics::Metrics;
 use crate::protocol::{MinerToValidator, ValidatorToMiner, kind_of};
-use crate::transport::{Connection, Dialer, Utf8Bytes};
+use crate::transport::{Connection, Dialer, MessageTypes, PeerMeters, Utf8Bytes};
 
 use super::from_miner::{self, Unreadable};
 use super::manifests::exchange::{MinerDialer, OpenMiner, hello, outcome_of};
@@ -34,6 +35,12 @@ pub(super) const BACKOFF: BackoffConfig = BackoffConfig {
     cap: Duration::from_secs(3),
     stable_after: Duration::from_secs(10),
 };
+
+/// Counts the connections to miners, and what goes over them.
+pub(super) fn miner_meters(metrics: &Metrics) -> PeerMeters {
+    let (sent, received) = (ValidatorToMiner::TYPES, MinerToValidator::TYPES);
+    PeerMeters::new(metrics, "miner", MessageTypes::of(sent, kind_of), MessageTypes::of(received, kind_of))
+}
 
 /// How long a miner may take to show that it has read what it was sent, before its connection is closed instead.
 const RETURN_TIME: Duration = Duration::from_secs(5);

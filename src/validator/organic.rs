@@ -14,7 +14,7 @@ use super::connections::{CONNECTIONS_MAX, KeptConnections, Lease, MinerConnectio
 use super::drive::{Action, Drive, Input};
 use super::job_messages::JobTimes;
 use super::manifests::{ExchangeError, MinerDialer};
-use super::miner_client::{BACKOFF, MinerClient, MinerEvent, NoEvent};
+use super::miner_client::{BACKOFF, MinerClient, MinerEvent, NoEvent, miner_meters};
 use super::receipt_store::OnExcused;
 use super::receipts::{Declines, FinishedReceipts};
 use super::routing::reliability::Incident;
@@ -35,8 +35,8 @@ use crate::ops::status::Board;
 use crate::pool::breakers::Event;
 use crate::pool::breakers::Permit;
 use crate::pool::{Breakers, BreakersConfig, BudgetConfig, RetryBudget};
-use crate::protocol::{ExecutorClass, MinerToValidator, V0DeclineJobRequest, ValidatorToMiner, kind_of};
-use crate::transport::{Dialer, MessageTypes, PeerMeters};
+use crate::protocol::{ExecutorClass, MinerToValidator, V0DeclineJobRequest, ValidatorToMiner};
+use crate::transport::Dialer;
 
 /// The miners, and what it takes to talk to them.
 pub(super) struct Miners {
@@ -77,10 +77,8 @@ impl Miners {
             board.metrics.counter("phalanx_validator_incidents_total", help, &[("kind", incident.name())])
         });
         let began = timer.clock().now();
-        let (sent, received) = (ValidatorToMiner::TYPES, MinerToValidator::TYPES);
-        let (sent, received) = (MessageTypes::of(sent, kind_of), MessageTypes::of(received, kind_of));
-        let dialer = PeerMeters::new(&board.metrics, "miner", sent, received).dialer(dialer);
-        let kept = KeptConnections::start(MinerDialer { key, dialer, timer }, CONNECTIONS_MAX);
+        let dialer = miner_meters(&board.metrics).dialer(dialer);
+        let kept = KeptConnections::start(MinerDialer { key, dialer, timer }, CONNECTIONS_MAX, &board.errors);
         let miners = Self {
             job_times,
             routing,
@@ -140,9 +138,11 @@ impl Miners {
             match event {
                 Event::Changed { key, change } => log::info!("miner {}: its breaker: {change}", hotkey(&key)),
                 Event::Capped { key, open } => {
-                    log::warn!("miner {} is called although it fails: {open} others are left alone", hotkey(&key));
+                    let left = format!("{open} others are left alone");
+                    let what = format_args!("miner {} is called although it fails: {left}", hotkey(&key));
+                    self.errors.report(ErrorClass::Reconnect, "breakers", &what);
                 }
-                outage @ Event::OutageBegan(_) => log::warn!("{outage}"),
+                outage @ Event::OutageBegan(_) => self.errors.report(ErrorClass::Reconnect, "outage", &outage),
                 over @ Event::OutageEnded { .. } => log::info!("{over}"),
             }
         }
@@ -330,7 +330,8 @@ impl<R: Reports> Runner<'_, R> {
             Action::Confirm(miner, uuid) => {
                 let receipt = lock(&self.miners.receipts).of(miner, &uuid)?;
                 if let Err(full) = self.client.as_ref()?.send(receipt) {
-                    log::warn!("job {uuid}: its miner does not get the finished-receipt: {full}");
+                    let what = format_args!("job {uuid}: its miner does not get it: {full}");
+                    self.miners.errors.report(ErrorClass::Rejected, "finished-receipt", &what);
                 }
             }
             Action::Manifest(miner, manifest) => {
@@ -359,7 +360,8 @@ impl<R: Reports> Runner<'_, R> {
             Action::Release => self.slot = None,
             Action::WaitUntilKnown => {
                 if let Err(error) = self.job.as_ref()?.wait_until_known() {
-                    log::warn!("job {}: {error}", self.uuid);
+                    let what = format_args!("job {}: {error}", self.uuid);
+                    self.miners.errors.report(ErrorClass::Retry, "job update", &what);
                 }
             }
             Action::Report(status) => self.job.as_ref()?.report(status),
@@ -458,7 +460,8 @@ impl<R: Reports> Runner<'_, R> {
         });
         let report = stopping.finish();
         if !report.is_clean() {
-            log::warn!("job {}: the link to its miner: {report}", self.uuid);
+            let what = format_args!("job {}: its end: {report}", self.uuid);
+            self.miners.errors.report(ErrorClass::Rejected, "miner link", &what);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! waited is on disk.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TrySendError, bounded, select};
 
@@ -12,6 +13,8 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
+use crate::ops::status::Board;
 use crate::protocol::Receipt;
 use crate::store::StoreError;
 use crate::store::receipts::{ReceiptRow, ReceiptStore};
@@ -24,6 +27,12 @@ const RECEIPTS: usize = 100_000;
 
 /// Refusals that may wait for the disk, each with as many receipts as one has: some MiB. More are not kept.
 const WAITING: usize = 64;
+
+/// Where trouble with them is reported.
+const PLACE: &str = "receipts";
+
+/// Longest that those of one refusal may take; a disk that takes longer hangs.
+const BATCH_TIME: Duration = Duration::from_secs(10);
 
 /// Takes the receipts of one refusal; never blocks.
 pub(super) type OnExcused = Box<dyn Fn(Vec<Receipt>) + Send + Sync>;
@@ -38,21 +47,24 @@ pub(super) struct KeptReceipts {
 
 impl KeptReceipts {
     /// Opens the file in `folder`, or makes it, and starts the thread. Blocks on the disk. The second value takes what
-    /// is to be kept.
+    /// is to be kept; what is not is told on the board.
     ///
     /// # Errors
     /// [`StoreError`], naming the file.
-    pub(super) fn open(folder: &Path) -> Result<(Self, OnExcused), StoreError> {
+    pub(super) fn open(folder: &Path, board: &Board) -> Result<(Self, OnExcused), StoreError> {
         let store = ReceiptStore::open(&folder.join(DATABASE), now().unix_micros())?;
         let (to, from) = bounded(WAITING);
         let stop = Shutdown::new();
         let (running, kicked) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the receipts", move || kicked.cancel());
-        let thread = spawn("val-receipts", kick, move || run(store, &from, &running));
+        let (of_thread, errors) = (board.clone(), board.errors.clone());
+        let thread = spawn("val-receipts", kick, move || run(store, &from, &running, &of_thread));
         let take = move |receipts| match to.try_send(receipts) {
             // After the stop nobody keeps any.
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
-            Err(TrySendError::Full(_)) => log::warn!("too many receipts wait for the disk; some are not stored"),
+            Err(TrySendError::Full(_)) => {
+                errors.report(ErrorClass::Rejected, PLACE, &"too many wait for the disk; some are not stored");
+            }
         };
         Ok((Self { stop, thread: Some(thread) }, Box::new(take)))
     }
@@ -76,27 +88,35 @@ impl Drop for KeptReceipts {
     }
 }
 
-fn run(mut store: ReceiptStore, from: &Receiver<Vec<Receipt>>, stop: &Shutdown) {
+fn run(mut store: ReceiptStore, from: &Receiver<Vec<Receipt>>, stop: &Shutdown, board: &Board) {
+    let (pulse, probed) = board.health.pulse_and_probe("receipts", BATCH_TIME);
+    let mut keep = |receipts: &[Receipt]| {
+        pulse.begin(Instant::now() + BATCH_TIME);
+        keep(&mut store, receipts, &board.errors);
+        pulse.done();
+    };
     loop {
         let waits = from.is_empty().then(|| waiting("receipts to keep", None));
         select! {
             recv(from) -> receipts => match receipts {
-                Ok(receipts) => keep(&mut store, &receipts),
+                Ok(receipts) => keep(&receipts),
                 Err(_) => return,
             },
+            recv(probed) -> _ => pulse.done(),
             recv(stop.drain_receiver()) -> _ => break,
         }
         drop(waits);
     }
     for receipts in from.try_iter().take_while(|_| !stop.is_cancelled()) {
-        keep(&mut store, &receipts);
+        keep(&receipts);
     }
 }
 
 /// Stores those that the miner has signed too. Trouble is logged: no job depends on it.
-fn keep(store: &mut ReceiptStore, receipts: &[Receipt]) {
+fn keep(store: &mut ReceiptStore, receipts: &[Receipt], errors: &ErrorHandler) {
     let rows: Vec<_> = receipts.iter().filter(|receipt| receipt.verify_miner().is_ok()).map(ReceiptRow::from).collect();
     if let Err(error) = store.keep(&rows, RECEIPTS, now().unix_micros()) {
-        log::warn!("{} receipts of other validators are not stored: {error}", rows.len());
+        let what = format_args!("{} of other validators are not stored: {error}", rows.len());
+        errors.report(ErrorClass::Rejected, PLACE, &what);
     }
 }

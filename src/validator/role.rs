@@ -26,6 +26,7 @@ use crate::base::timer::TimerHandle;
 #[cfg(feature = "celery")]
 use crate::celery::AppConfig;
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::status::Board;
 use crate::pool::Breakers;
 #[cfg(feature = "celery")]
@@ -221,7 +222,8 @@ impl Validator {
             ..ClientConfig::new(&config.facilitator_url, config.key.clone())
         })?;
         let jobs = runner(config, dialer, timer.clone(), &board)?;
-        let handler = Arc::new(Handler { jobs: jobs.clone(), blacklist_time });
+        let errors = board.errors.clone();
+        let handler = Arc::new(Handler { jobs: jobs.clone(), blacklist_time, errors });
         let client = match client.start_with(handler.clone(), timer) {
             Ok(client) => client,
             Err(error) => {
@@ -301,7 +303,7 @@ fn runner(
             miners.known = known_validators.into();
             let mut receipts = None;
             if let Some(folder) = state_dir {
-                let (kept, take) = KeptReceipts::open(&folder).map_err(ClientError::State)?;
+                let (kept, take) = KeptReceipts::open(&folder, board).map_err(ClientError::State)?;
                 (receipts, miners.on_excused) = (Some(kept), Some(take));
             }
             let parts = (miners, connections, receipts);
@@ -405,6 +407,7 @@ impl Observer {
 struct Handler {
     jobs: Arc<dyn JobRunner>,
     blacklist_time: Duration,
+    errors: ErrorHandler,
 }
 
 impl Handler {
@@ -421,7 +424,8 @@ impl JobHandler for Handler {
     }
 
     fn cheated(&self, uuid: &str, miner: PublicKey) {
-        log::warn!("job {uuid}: miner {miner} cheated, it gets no jobs for a while");
+        let what = format_args!("job {uuid}: miner {miner} cheated, it gets no jobs for a while");
+        self.errors.report_of(ErrorClass::Rejected, "cheating", &miner.to_ss58(), &what);
         self.blacklist(miner, self.blacklist_time);
     }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::client::job::Reports;
 use super::client::{Job, JobHandler, RunningJob};
 use super::status::Outcome;
 use crate::base::lock::lock;
@@ -110,10 +111,7 @@ impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWor
             let job = job.receive();
             let _job = scope::job(job.request().uuid.as_str());
             let outcome = work(&job);
-            let uuid = job.request().uuid.clone();
-            if let Err(error) = job.end_and_wait(outcome) {
-                log::error!("job {uuid}: {error}");
-            }
+            Reports::end(job, outcome);
         });
     }
 }

@@ -346,6 +346,23 @@ fn collect_texts(tokens: &[TokenTree], into: &mut BTreeSet<String>) {
     }
 }
 
+/// The rows of the table under the heading "A loop that hangs": the threads, and the part that watches them, if one
+/// does.
+pub fn watched(document: &str) -> Vec<(BTreeSet<String>, Option<String>)> {
+    let after = document.split_once("## A loop that hangs\n").expect("a heading").1;
+    let section = after.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
+    let names = |list: &str| list.split(',').map(|name| name.trim().trim_matches('`').to_owned()).collect();
+    let part = |what: &str| Some(what.strip_prefix("part `")?.split('`').next()?.to_owned());
+    rows.map(|(list, what)| {
+        let reason = what.strip_prefix("none: ").map(|why| why.trim_end_matches([' ', '|']));
+        let part = part(what);
+        assert!(part.is_some() || reason.is_some_and(|why| why.len() > 10), "neither a part nor a reason: {what}");
+        (names(list), part)
+    })
+    .collect()
+}
+
 /// The names in the block under the heading "The thread tree": before the first two blanks or colon of each branch;
 /// `val-fac-rd, -wr` are two.
 pub fn tree(document: &str) -> BTreeSet<String> {

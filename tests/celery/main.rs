@@ -25,6 +25,7 @@ mod load;
 mod redis_connection;
 mod redis_messaging;
 mod remote;
+mod remote_maintenance;
 mod trust;
 
 /// The process of `testkit::celery::worker_process`.

@@ -108,7 +108,7 @@ fn everything_queued_is_taken() {
             let runs = runs.clone();
             spawn(move || {
                 let mut taken = Vec::new();
-                while let Some(run) = runs.next() {
+                while let Some(run) = runs.next(|| ()) {
                     dawdle();
                     // Hundreds are to come again.
                     if run >= 100 {

@@ -91,7 +91,7 @@ fn a_paused_validator_refuses_jobs_with_its_note_until_it_is_resumed_also_over_a
     let stub = Stub::new();
     let unknown = stub.command(&["pause"]);
     assert_eq!(unknown.code, Some(2), "{unknown:?}");
-    assert!(unknown.stderr.contains("no validator or miner"), "{unknown:?}");
+    assert!(unknown.stderr.contains("no validator, worker or miner"), "{unknown:?}");
     let (validator, pages) = stub.validator(&[]);
     stub.ready(&pages);
     assert_eq!(last(&stub.job()), JobStatus::Completed);

@@ -199,7 +199,7 @@ fn a_router_store_or_timer_that_hangs_takes_the_signs_of_life_away_and_is_named(
         hangs([("facilitator", "fac-route", "loop"), ("validator", "val-store", "store"), ("miner", "timer", "timer")]);
         hangs([("facilitator", "fac-store", "store"), ("validator", "timer", "timer"), ("miner", "min-route", "loop")]);
         hangs([
-            ("facilitator", "timer", "timer"),
+            ("facilitator", "fac-audit", "audit"),
             ("validator", "val-store", "store"),
             ("miner", "min-store", "store"),
         ]);

@@ -248,7 +248,9 @@ fn a_job_that_fills_the_disk_is_ended() {
     let workspace = bench.workspace();
     let sandbox = Sandbox { disk_bytes: Some(4 << 20), ..Sandbox::default() };
     let script = "echo begun; while true; do head -c 1048576 /dev/zero >>output/f; done";
-    let outcome = ProcessRunner { sandbox }.run(&bench.sh(script), &workspace, &Shutdown::new(), far()).unwrap();
+    let outcome = ProcessRunner { sandbox, ..ProcessRunner::default() }
+        .run(&bench.sh(script), &workspace, &Shutdown::new(), far())
+        .unwrap();
     let RunEnd::OverQuota { limit, used, unit } = outcome.end else { panic!("{outcome:?}") };
     assert!(limit == 4 << 20 && used > limit && unit == "bytes", "{outcome:?}");
     assert_eq!(outcome.stdout.text, "begun\n");

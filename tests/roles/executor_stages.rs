@@ -73,6 +73,8 @@ impl Rig {
                 Action::CancelWork => "cancel",
                 Action::Finish => "finish",
                 Action::Send(message) => kind(message),
+                // The error handler's.
+                Action::Error(..) => continue,
                 Action::End(_) => "end",
             });
             if let Action::Work(Work::Run { streaming, .. }) = &action {
@@ -87,7 +89,7 @@ impl Rig {
                 ) => self.deadline = Some(deadline),
                 Action::Send(message) => self.sent.push(*message),
                 Action::End(end) => assert!(self.end.replace(end).is_none(), "a second end"),
-                Action::Begin(_) | Action::CancelWork | Action::Finish => {}
+                Action::Begin(_) | Action::CancelWork | Action::Finish | Action::Error(..) => {}
             }
         }
         if let Some(wake) = self.stages.next_wake() {

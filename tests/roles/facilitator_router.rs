@@ -58,7 +58,7 @@ impl Fixture {
     fn handle(&mut self, input: Input<()>) -> Vec<Action> {
         let mut actions = self.router.handle(input, self.now());
         actions.retain(|action| match action {
-            Action::Known(_) => false,
+            Action::Known(_) | Action::Error(..) => false,
             Action::Note(note) => {
                 let about = note.job.as_deref().or(note.why.as_deref()).unwrap_or_default();
                 self.notes.push(format!("{:?} {about}", note.event).trim_end().to_owned());

@@ -640,7 +640,7 @@ fn what_accepts_and_what_polls_answers_for_its_life_while_it_is_idle() {
     let asked = health.probe(Instant::now());
     assert!(asked.recv_timeout(LONG).is_err_and(|error| error == RecvTimeoutError::Disconnected));
     let parts: Vec<_> = health.parts(Instant::now()).into_iter().map(|part| part.name).collect();
-    assert_eq!(parts, ["accept", "poll"]);
+    assert_eq!(parts, ["accept", "poll", "workers"]);
     // Who wakes it up to ask is no connection.
     assert!(fixture.events.is_empty());
     drop(client);

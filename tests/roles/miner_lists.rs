@@ -225,7 +225,10 @@ fn no_sequence_of_answers_wipes_the_list() {
 
 fn feed(source: impl MinerSource + 'static, stop: Shutdown) -> (MinerFeed, Receiver<Vec<u16>>) {
     let (tx, lists) = bounded(100);
-    (MinerFeed::start(Box::new(source), 1, stop, move |miners| tx.send(ports(miners)).unwrap()), lists)
+    (
+        MinerFeed::start(Box::new(source), 1, stop, move |miners| tx.send(ports(miners)).unwrap(), &Default::default()),
+        lists,
+    )
 }
 
 fn write(path: &Path, text: &str) {

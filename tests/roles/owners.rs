@@ -163,7 +163,7 @@ fn of_roles() -> Vec<Row> {
         MinerClient: |place| MinerClient::start(&nobody(), &key("//Validator"), place.dialer(), place.world.timer(), 1);
         KeptConnections: |place| {
             let (dialer, timer) = (place.dialer(), place.world.timer());
-            KeptConnections::start(MinerDialer { key: key("//Validator"), dialer, timer }, 4)
+            KeptConnections::start(MinerDialer { key: key("//Validator"), dialer, timer }, 4, &Default::default())
         };
         Refresh: |_| {
             let fetcher = Fetcher::new(1, |_, _, _| unreachable!("there is no miner"));
@@ -171,7 +171,7 @@ fn of_roles() -> Vec<Row> {
         };
         MinerFeed: |place| {
             let file = MinerFile::new(place.folder("miners.json"));
-            MinerFeed::start(Box::new(file), 0, Shutdown::new(), |_| {})
+            MinerFeed::start(Box::new(file), 0, Shutdown::new(), |_| {}, &Default::default())
         };
         RunningBatch: |place| {
             let config = BatchConfig::new(key("//Validator"), 1);

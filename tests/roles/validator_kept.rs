@@ -212,7 +212,7 @@ fn a_second_round_of_manifests_dials_nobody() {
     let fleet = Fleet::start(world.timer());
     let miners: Vec<_> = (1..=40).map(|n| fleet.add(Conduct::Offers(n))).collect();
     let dialer = MinerDialer { key: fleet::validator(), dialer: Arc::new(WsDialer::default()), timer: world.timer() };
-    let kept = KeptConnections::start(dialer, CONNECTIONS_MAX);
+    let kept = KeptConnections::start(dialer, CONNECTIONS_MAX, &Default::default());
     for round in 1..=3 {
         let fetched = fetch(&kept.handle(), &miners);
         assert!(fetched.iter().all(|fetched| fetched.outcome == AskOutcome::Ok), "{fetched:#?}");
@@ -232,7 +232,7 @@ fn no_more_connections_are_kept_than_the_limit() {
     let dialer =
         || MinerDialer { key: fleet::validator(), dialer: Arc::new(WsDialer::default()), timer: world.timer() };
     for limit in [1, 3] {
-        let kept = KeptConnections::start(dialer(), limit);
+        let kept = KeptConnections::start(dialer(), limit, &Default::default());
         fetch(&kept.handle(), &miners);
         let status = kept.handle().status();
         assert_eq!((status.idle, status.leased), (limit, 0));
@@ -248,7 +248,7 @@ fn a_quick_answer_costs_no_connection() {
     let fleet = Fleet::start(world.timer());
     let miner = fleet.add(Conduct::Offers(1));
     let dialer = MinerDialer { key: fleet::validator(), dialer: Arc::new(WsDialer::default()), timer: world.timer() };
-    let kept = KeptConnections::start(dialer.clone(), CONNECTIONS_MAX);
+    let kept = KeptConnections::start(dialer.clone(), CONNECTIONS_MAX, &Default::default());
     for number in 0..1000 {
         let mut lease = kept.handle().acquire(&miner, Instant::now() + LONG, &Shutdown::new()).unwrap();
         let client = MinerClient::start_on(&miner, &dialer, number, lease.take().unwrap());
@@ -368,7 +368,7 @@ fn a_kept_connection_that_hangs_costs_the_proof_and_not_the_job() {
     let world = World::new();
     let peer = FakeMiner::start(&world, 1, 4, good(|_| {}));
     let dialer = MinerDialer { key: key("//Validator"), dialer: Arc::new(world.net.dialer()), timer: world.timer() };
-    let kept = KeptConnections::start(dialer, CONNECTIONS_MAX);
+    let kept = KeptConnections::start(dialer, CONNECTIONS_MAX, &Default::default());
     let (handle, stop_signal) = (kept.handle(), Shutdown::new());
     handle.ask(&miner(1), Instant::now() + LONG, &stop_signal).unwrap();
     // From now on nothing comes over it, not even its end.

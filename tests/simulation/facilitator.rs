@@ -232,6 +232,7 @@ impl Facilitator {
                 Action::Close(id, _) => shared.close(id.0, Side::Server),
                 Action::Store(Change::Status { session, status }) => self.disk.put(Write::Status { session, status }),
                 Action::Store(Change::Specs(_)) | Action::Known(_) | Action::Handled(..) | Action::Note(_) => {}
+                Action::Error(..) => {}
                 Action::Poison(id, kind, why) => panic!("{id}: {kind:?}: {why}"),
             }
         }

@@ -23,9 +23,12 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
-use crate::ops::errors::ErrorClass;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
+
+/// Where a task that is not sent is reported.
+const PLACE: &str = "celery beat";
 
 /// The shortest interval: what comes more often is no matter of a queue.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -106,7 +109,8 @@ impl Beat {
         };
         let shutdown = Shutdown::new();
         let (kicked, ended) = (shutdown.clone(), shutdown.clone());
-        let sender = Sender { client, entries, sent: count("sent"), failed: count("failed") };
+        let sender =
+            Sender { client, entries, sent: count("sent"), failed: count("failed"), errors: board.errors.clone() };
         let kick = Kick::new("its stop signal", move || kicked.cancel());
         let thread = spawn("cel-beat", kick, move || sender.run(&ended));
         Ok(Self { shutdown, thread: Some(thread) })
@@ -149,6 +153,7 @@ struct Sender {
     entries: Vec<BeatEntry>,
     sent: Counter,
     failed: Counter,
+    errors: ErrorHandler,
 }
 
 impl Sender {
@@ -173,12 +178,13 @@ impl Sender {
     /// Hands a task to the client, to be sent before it is due again.
     fn send(&self, entry: &BeatEntry, again: Duration) {
         let (sent, failed, name) = (self.sent.clone(), self.failed.clone(), entry.name.clone());
+        let errors = self.errors.clone();
         let handed =
             self.client.submit(entry.task.clone(), Instant::now() + again.min(PATIENCE), move |result| match result {
                 Ok(()) => sent.inc(),
                 Err(error) => {
                     failed.inc();
-                    log::error!("periodic task {name:?} was not sent: {error}");
+                    errors.report(error.class(), PLACE, &format_args!("task {name:?} was not sent: {error}"));
                 }
             });
         match handed {
@@ -186,7 +192,8 @@ impl Sender {
             Ok(pending) => drop(pending),
             Err(error) => {
                 self.failed.inc();
-                log::error!("periodic task {:?} was not sent: {error}", entry.name);
+                let what = format_args!("task {:?} was not sent: {error}", entry.name);
+                self.errors.report(error.class(), PLACE, &what);
             }
         }
     }

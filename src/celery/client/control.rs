@@ -12,6 +12,7 @@ use super::CeleryHandle;
 use crate::base::shutdown::Level;
 use crate::celery::envelope::Envelope;
 use crate::celery::keys::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE};
+use crate::ops::errors::ErrorHandler;
 use crate::redis::{Connection, RedisError, Request};
 
 /// Whether a task that runs is ended as well.
@@ -159,7 +160,8 @@ impl CeleryHandle {
         connection.request(redis::cmd("SADD").arg(&key).arg(&member))?;
         let text = message(command, arguments, destination, Some(&mailbox)).write();
         let channel = names.fanout(self.db(), CONTROL_EXCHANGE);
-        let answers = collect(&mut connection, (&channel, &list), &mailbox, (&text, destination.len()), deadline);
+        let (asked, until) = ((text.as_str(), destination.len()), (deadline, self.errors()));
+        let answers = collect(&mut connection, (&channel, &list), &mailbox, asked, until);
         // Also after an error, if the connection still works.
         let removed = connection.request(redis::cmd("SREM").arg(&key).arg(&member));
         let emptied = removed.and_then(|_| connection.request(redis::cmd("DEL").arg(&list)));
@@ -191,7 +193,7 @@ fn collect(
     (channel, list): (&str, &str),
     mailbox: &Mailbox,
     (text, named): (&str, usize),
-    deadline: Instant,
+    (deadline, errors): (Instant, &ErrorHandler),
 ) -> Result<BTreeMap<String, Value>, RedisError> {
     let receivers: usize = connection.query(redis::cmd("PUBLISH").arg(channel).arg(text))?;
     let expected = if named > 0 { named.min(receivers) } else { receivers };
@@ -211,7 +213,10 @@ fn collect(
         });
         match answer {
             Ok(answer) => answers.extend(answer.unwrap_or_default()),
-            Err(error) => log::warn!("Celery: a worker's answer cannot be read: {error}"),
+            Err(error) => {
+                let what = format_args!("a worker's answer cannot be read: {error}");
+                errors.report(error.class(), "celery control", &what);
+            }
         }
     }
     Ok(answers)

@@ -40,7 +40,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{KICK_GRACE, Step, StopReport, stop_alone, stop_dropped};
 use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_noted;
-use crate::ops::errors::ErrorClass;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::status::Board;
 use crate::redis::{Channel, Commander, CommanderHandle, RedisConfig, RedisError, Repeat, Request, Subscriber};
 use entry::ResultEntry;
@@ -153,6 +153,7 @@ impl CeleryClient {
             names,
             sequence: Mutex::new(0),
             table: Mutex::default(),
+            errors: board.errors.clone(),
             config,
         });
         let weak = Arc::downgrade(&shared);
@@ -392,6 +393,10 @@ impl CeleryHandle {
 
     pub(crate) fn commander(&self) -> &CommanderHandle {
         &self.0.commander
+    }
+
+    fn errors(&self) -> &ErrorHandler {
+        &self.0.errors
     }
 
     fn stopping(&self) -> &Shutdown {

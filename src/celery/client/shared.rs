@@ -17,6 +17,7 @@ use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::events::EventSender;
 use crate::celery::keys::Keyspace;
 use crate::celery::meta::Meta;
+use crate::ops::errors::ErrorHandler;
 use crate::redis::{CommanderHandle, RedisError, Repeat, Request, SubscriberHandle, Subscription};
 
 pub(super) struct ClientShared {
@@ -34,6 +35,7 @@ pub(super) struct ClientShared {
     pub sequence: Mutex<u64>,
     pub table: Mutex<ResultTable>,
     pub events: Arc<EventSender>,
+    pub errors: ErrorHandler,
 }
 
 #[derive(Default)]
@@ -93,7 +95,7 @@ impl ClientShared {
         let ended = match Meta::read(stored) {
             Ok(meta) => entry.learn(meta, since),
             Err(error) => {
-                log::warn!("Celery: the result of task {id}: {error}");
+                self.errors.report(error.class(), "celery results", &format_args!("of task {id}: {error}"));
                 entry.end(Err(error.into()));
                 true
             }

@@ -53,7 +53,8 @@ impl Core {
                 entry.item.again = Some(raw);
             } else {
                 // A Redis that has forgotten its last second: it is held in our name again, and its end will end it.
-                log::warn!("message {tag} was delivered again while it is held");
+                let what = format_args!("message {tag} was delivered again while it is held");
+                self.board.errors.report(ErrorClass::Retry, TAKE_PART, &what);
             }
             return;
         }
@@ -93,9 +94,10 @@ impl Core {
                 Err(error) => error,
             },
         };
-        self.board.errors.report(error.class(), TAKE_PART, &error);
         let (id, beginning) = (find_id(raw), String::from_utf8_lossy(&raw[..raw.len().min(100)]).into_owned());
-        log::error!("what came from {list:?} is put aside: {error}; id {id:?}: {beginning:?}");
+        let what = format_args!("what came from {list:?} is put aside: {error}; id {id:?}: {beginning:?}");
+        // Each is told apart, because its producer may look for it here.
+        self.board.errors.report_of(error.class(), TAKE_PART, id.as_ref().unwrap_or(&beginning), &what);
         let Some(id) = id else { return };
         let op = self.setting((list, ""), raw, |setting| outcome::unreadable(&id, &error.to_string(), setting));
         let board = self.board.clone();
@@ -252,16 +254,26 @@ impl Core {
         };
         let (weak, id) = (Arc::downgrade(self), run.message.id.clone());
         let sent = self.stored().submit(request, move |answer| {
-            if let Err(error) = answer {
-                log::warn!("the state of task {id} is not stored: {error}");
-            }
             if let Some(core) = weak.upgrade() {
+                if let Err(error) = answer {
+                    core.not_stored(&id, &error);
+                }
                 then(&core);
             }
         });
         if let Err(error) = sent {
-            log::warn!("the state of task {} is not stored: {error}", run.message.id);
+            self.not_stored(&run.message.id, &error);
         }
+    }
+
+    fn not_stored(&self, id: &str, error: &RedisError) {
+        self.board.errors.report(error.class(), "cel-store", &format_args!("the state of task {id}: {error}"));
+    }
+
+    /// A task that did not do what it should.
+    pub(super) fn task_trouble(&self, task: &TaskMessage, what: &dyn std::fmt::Display) {
+        let (name, id) = (&task.task, &task.id);
+        self.board.errors.report_of(ErrorClass::Rejected, "task", id, &format_args!("task {name}[{id}] {what}"));
     }
 
     /// Settles a message with this outcome, unless somebody has settled it before.
@@ -298,19 +310,19 @@ impl Core {
         let why = settlement.complaints.join("; ");
         let event = end.and_then(|end| end.event(&message.id, &settlement.state, &why, runtime));
         for complaint in &settlement.complaints {
-            log::error!("task {}[{}]: {complaint}", message.task, message.id);
+            self.task_trouble(&message, &format_args!("is odd: {complaint}"));
         }
         self.totals.ended(if label == "unknown" { label } else { settlement.state.as_str() });
         match settlement.state.as_str() {
             "SUCCESS" => log::debug!("task {}[{}] succeeded", message.task, message.id),
             "FAILURE" if label == "unknown" => {
-                log::error!("unknown task {:?}[{}] is put aside", message.task, message.id);
+                self.task_trouble(&message, &"is not known here, and is put aside");
                 self.totals.aside.inc();
             }
             "FAILURE" if is_expected => {
                 log::info!("task {}[{}] failed as expected: {}", message.task, message.id, settlement.why);
             }
-            "FAILURE" => log::error!("task {}[{}] failed: {}", message.task, message.id, settlement.why),
+            "FAILURE" => self.task_trouble(&message, &format_args!("failed: {}", settlement.why)),
             "REVOKED" => log::info!("task {}[{}] is {label}", message.task, message.id),
             "RETRY" => log::info!("task {}[{}] will be retried: {}", message.task, message.id, settlement.why),
             state => log::info!("task {}[{}]: {state}", message.task, message.id),
@@ -334,7 +346,9 @@ impl Core {
             let Some(entry) = held.get_mut(tag) else { return };
             (std::mem::take(&mut entry.item.raw), entry.item.list.clone())
         };
-        log::error!("message {tag} of {list:?} (task {name:?}, id {:?}) is put aside: {reason}", id.unwrap_or(""));
+        let shown = id.unwrap_or("");
+        let what = format_args!("message {tag} of {list:?} (task {name:?}, id {shown:?}) is put aside: {reason}");
+        self.board.errors.report_of(ErrorClass::Rejected, TAKE_PART, id.unwrap_or(tag), &what);
         self.totals.aside.inc();
         let ops = self.setting((&list, name), &raw, |setting| {
             let sent = id.map(|id| outcome::unreadable(id, reason, setting));
@@ -369,7 +383,10 @@ impl Core {
                 run.acknowledged.store(!policy.acks_late(), Ordering::SeqCst);
                 return true;
             }
-            Ok(_) => log::warn!("message {} is not ours any more; its task is not begun here", run.tag),
+            Ok(_) => {
+                let what = format_args!("message {} is not ours any more; its task is not begun here", run.tag);
+                self.board.errors.report(ErrorClass::Rejected, "cel-ack", &what);
+            }
             Err(error) => self.board.errors.report(error.class(), "cel-ack", error),
         }
         self.give_back(&run.tag, true);
@@ -395,7 +412,8 @@ impl Core {
             std::mem::take(&mut entry.item.raw)
         };
         let Some(message) = restore::marked(&raw) else {
-            log::error!("message {tag} cannot be given back: it is not JSON");
+            let what = format_args!("message {tag} cannot be given back: it is not JSON");
+            self.board.errors.report(ErrorClass::Rejected, "cel-settle", &what);
             return false;
         };
         self.send(tag.to_owned(), Arc::new(Last::Release(message, front)), 0);

@@ -14,6 +14,7 @@ use super::scripts::{BEGUN, LEFT, NAMESAKES, RENEW, RESTORE};
 use super::siblings::KEYS_AT_ONCE;
 use crate::base::limits::CELERY_RESTORED_AT_ONCE;
 use crate::base::lock::lock;
+use crate::ops::errors::ErrorClass;
 use crate::redis::{RedisError, Repeat, Request};
 
 /// The part that is down while Redis does not let the worker live on, or is full.
@@ -98,7 +99,7 @@ fn look_beside(core: &Arc<Core>) {
                 let keys = keys.into_iter().filter_map(|key| String::from_utf8(key).ok()).collect();
                 let new = lock(&core.siblings).found(cursor, keys, &queues, &core.names);
                 for tells in new {
-                    log::warn!("{tells}");
+                    core.board.errors.report(ErrorClass::Rejected, "cel-live", &tells);
                 }
             }
             // It is a courtesy: a user who may not scan is served all the same.
@@ -140,9 +141,9 @@ fn meet(core: &Core, others: Vec<String>) {
     let new = lock(&core.namesakes).seen(others, core.config.liveness, Instant::now());
     let name = &core.config.hostname;
     for other in new {
-        log::warn!(
-            "another worker has the name {name:?} too ({other}): what is asked of it by remote control, both do"
-        );
+        let what = "what is asked of it by remote control, both do";
+        let what = format_args!("another worker has the name {name:?} too ({other}): {what}");
+        core.board.errors.report(ErrorClass::Rejected, "cel-live", &what);
     }
 }
 
@@ -182,7 +183,11 @@ fn look(core: &Arc<Core>, left: Vec<Left>) {
             continue;
         }
         match restore::recorded(&left.entry) {
-            None => log::error!("message {} is held by nobody and its record is unreadable; it is left", left.tag),
+            None => {
+                let tag = &left.tag;
+                let what = format_args!("message {tag} is held by nobody and its record is unreadable; it is left");
+                core.board.errors.report(ErrorClass::Rejected, "cel-live", &what);
+            }
             // What is only old goes to the queue that its exchange and routing key lead to.
             Some(back) if left.worker.is_empty() => {
                 put_back(core, &left, &back, &core.names.queue(&left.list, back.priority))
@@ -212,8 +217,8 @@ fn put_back(core: &Arc<Core>, left: &Left, back: &Back, list: &str) {
             Ok([Value::Int(1)]) => {
                 core.totals.restored.inc();
                 match worker.as_str() {
-                    "" => log::warn!("message {tag} was older than the visibility time-out and was put back"),
-                    worker => log::warn!("message {tag} of the dead worker {worker} was put back"),
+                    "" => log::info!("message {tag} was older than the visibility time-out and was put back"),
+                    worker => log::info!("message {tag} of the dead worker {worker} was put back"),
                 }
             }
             Ok(_) => {}

@@ -12,6 +12,7 @@ use crate::celery::envelope::Envelope;
 use crate::celery::event::Event;
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::Exception;
+use crate::ops::errors::ErrorClass;
 use crate::redis::RedisError;
 
 const PART: &str = "cel-live";
@@ -25,7 +26,8 @@ pub(super) fn fail(core: &Arc<Core>, worker: &str, (tag, list): (&str, &str), ba
         Ok(message) => message,
         Err(error) => {
             // It was read when it began.
-            log::error!("message {tag} of the lost worker {worker} cannot be read: {error}; it is left");
+            let what = format_args!("message {tag} of the lost worker {worker} cannot be read: {error}; it is left");
+            core.board.errors.report(ErrorClass::Rejected, PART, &what);
             return;
         }
     };
@@ -78,7 +80,8 @@ impl Lost {
             match answer.as_deref() {
                 Ok([Value::Int(1)]) => {
                     let (id, task) = (&self.message.id, &self.message.task);
-                    log::error!("task {task}[{id}] had begun on the lost worker {} and has failed", self.worker);
+                    let what = format_args!("had begun on the lost worker {} and has failed", self.worker);
+                    core.task_trouble(&self.message, &what);
                     core.totals.ended("FAILURE");
                     core.tell(task, || Event::failed(id, &self.exception, None));
                 }

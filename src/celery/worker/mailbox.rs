@@ -119,7 +119,7 @@ fn handle(core: &Arc<Core>, pool: &Pool, text: &[u8]) {
     }
     // After the answer: the owner's stop takes no more requests.
     if effect == Effect::Shutdown {
-        log::warn!("remote control asks for a stop");
+        log::info!("remote control asks for a stop");
         core.asked.drain();
     }
 }

@@ -376,13 +376,13 @@ fn leave(core: &Arc<Core>) {
         &[core.keys.alive.as_str(), &core.keys.held, &core.keys.workers],
         core.id.as_str(),
     );
-    let sent = core.commands.submit(request, |answer| match answer {
-        Ok(_) => {}
-        Err(error) => log::warn!("Redis was not notified that the worker ends: {error}"),
-    });
-    if let Err(error) = sent {
-        log::warn!("Redis was not notified that the worker ends: {error}");
-    }
+    let errors = core.board.errors.clone();
+    let tell = move |error: &RedisError| {
+        errors.report(error.class(), "cel-live", &format_args!("Redis was not notified that the worker ends: {error}"));
+    };
+    let told = tell.clone();
+    let sent = core.commands.submit(request, move |answer| drop(answer.inspect_err(told)));
+    drop(sent.inspect_err(tell));
 }
 
 impl WorkerHandle {

@@ -27,6 +27,7 @@ use crate::base::waits::waiting;
 use crate::celery::event::Event;
 use crate::celery::meta::{Exception, Meta};
 use crate::celery::options::PANICKED;
+use crate::ops::errors::ErrorClass;
 
 /// Owns the threads.
 pub(super) struct Pool {
@@ -195,9 +196,9 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
     let mut alarms = Vec::new();
     if let Some(when) = at(run.limits.0) {
         let run = Arc::downgrade(run);
-        alarms.push(core.timer.at(when, move || {
+        alarms.push(core.at(when, move |core| {
             if let Some(run) = run.upgrade() {
-                log::warn!("task {}[{}] is over its soft time limit", run.message.task, run.message.id);
+                core.task_trouble(&run.message, &"is over its soft time limit");
                 run.end(CancelCause::SoftLimit);
             }
         }));
@@ -207,7 +208,7 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
         alarms.push(core.at(when, move |core| {
             if let Some(run) = run.upgrade() {
                 let limit = run.limits.1.unwrap_or(0.0);
-                log::error!("task {}[{}] is over its time limit of {limit} s", run.message.task, run.message.id);
+                core.task_trouble(&run.message, &format_args!("is over its time limit of {limit} s"));
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
                 if core.policies.of(&run.message.task).returns_late() {
                     core.give_back(&run.tag, false);
@@ -242,7 +243,8 @@ impl Drop for Busy {
             overdue.remove(&self.1.tag)
         };
         if let Some(Overdue { id, name, since }) = overdue {
-            log::warn!("task {name}[{id}] went on for {:.1?} after its time limit", since.elapsed());
+            let what = format_args!("task {name}[{id}] went on for {:.1?} after its time limit", since.elapsed());
+            self.0.board.errors.report(ErrorClass::Rejected, "task", &what);
         }
         // The stop waits for the last one.
         if self.0.busy.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.waited_for.load(Ordering::SeqCst) {

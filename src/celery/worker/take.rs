@@ -15,6 +15,7 @@ use super::liveness::lifetime;
 use super::restore;
 use super::scripts::{BEGUN, RENEW, TAKE};
 use crate::base::backoff::Backoff;
+use crate::base::clock::now;
 use crate::base::limits::{
     CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_MESSAGE_BYTES, CELERY_TAKEN_AT_ONCE, CELERY_TAKEN_BYTES,
 };
@@ -24,6 +25,7 @@ use crate::base::shutdown::Level;
 use crate::base::waits::waiting;
 use crate::celery::app_config::QueueOrder;
 use crate::celery::keys::Keyspace;
+use crate::ops::errors::ErrorClass;
 use crate::ops::health::Pulse;
 use crate::redis::{Connection, RedisError, of_script};
 
@@ -37,6 +39,8 @@ pub(super) fn run(core: &Arc<Core>) {
     let redis = &core.config.redis;
     let turn_time = redis.backoff.cap + 2 * redis.operation_time + core.config.beat() + TURN_TIME;
     let pulse = core.board.health.pulse_of_loop(TAKE_PART, turn_time, move |_| wake.raise());
+    let wake = core.wake.clone();
+    core.board.pause.watch(move || wake.raise());
     while !core.intake.is_set() {
         pulse.done();
         let Err(error) = connect(core, &pulse, &mut backoff) else { break };
@@ -164,10 +168,13 @@ impl Taker<'_> {
                 // A worker of Celery has put it back because it was old.
                 None => self.query::<()>(redis::cmd("HDEL").arg(&core.keys.held).arg(&tag))?,
                 Some(Some(back)) => {
-                    log::warn!("message {tag} was taken and its delivery lost; found again");
+                    log::info!("message {tag} was taken and its delivery lost; found again");
                     core.accept(&tag, list.trim_start_matches(BEGUN), back.message.into_bytes());
                 }
-                Some(None) => log::error!("message {tag} is held but its record is unreadable"),
+                Some(None) => {
+                    let what = format_args!("message {tag} is held but its record is unreadable");
+                    core.board.errors.report(ErrorClass::Rejected, TAKE_PART, &what);
+                }
             }
         }
         Ok(())
@@ -182,6 +189,10 @@ impl Taker<'_> {
             core.wake.lower();
             self.pulse.done();
             self.look_at_queues();
+            if core.board.pause.why(now().wall).is_some() {
+                self.rest_paused()?;
+                continue;
+            }
             if self.queues.is_empty() {
                 self.rest("a queue to take from")?;
                 continue;
@@ -228,6 +239,18 @@ impl Taker<'_> {
         let look = Instant::now() + self.core.config.beat();
         let _waiting = waiting(what, Some(look));
         self.connection.wait_push(&self.core.wake, look).map(drop)
+    }
+
+    /// The same while nothing is to be taken; a change of the pause wakes it, as its end does.
+    fn rest_paused(&mut self) -> Result<(), RedisError> {
+        let (now, look) = (now(), Instant::now() + self.core.config.beat());
+        let until = self.core.board.pause.paused(now.wall).and_then(|paused| paused.until);
+        // The end is in whole seconds, of which this one has passed a part.
+        let left = until.map(|until| Duration::from_secs(until).saturating_sub(now.wall));
+        let end = left.and_then(|left| Instant::now().checked_add(left));
+        let until = end.map_or(look, |end| end.min(look));
+        let _waiting = waiting("the end of its pause", Some(until));
+        self.connection.wait_push(&self.core.wake, until).map(drop)
     }
 
     fn take(&mut self, count: usize) -> Result<Vec<Taken>, RedisError> {

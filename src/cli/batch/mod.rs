@@ -23,7 +23,8 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
 use crate::ops::redact::{JsonText, OneLine};
-use crate::store::StoreError;
+use crate::store::look::others;
+use crate::store::{self, StoreError};
 use crate::transport::ws::WsDialer;
 use crate::validator::MinerAddress;
 use crate::validator::batch::{
@@ -124,6 +125,11 @@ pub fn run(args: Args) -> ExitCode {
     if args.replay {
         return again(&args, &jobs);
     }
+    let own = store::batch::LOCK;
+    if let Some((folder, lock)) = args.state_dir.as_deref().and_then(|folder| Some((folder, others(folder, own)?))) {
+        let right = "give the batch a folder of its own (also if PHALANX_STATE_DIR names this one)";
+        return exit::usage(format!("--state-dir {}: another has it ({lock}); {right}", folder.display()));
+    }
     let (config, miners, dialer) = match configure(&args, &jobs) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
@@ -139,7 +145,7 @@ pub fn run(args: Args) -> ExitCode {
             Ok(batch) => batch,
             Err(error) => return refused(&args, &error),
         };
-        let cancel = batch.cancel_signal();
+        let (cancel, metrics) = (batch.cancel_signal(), batch.metrics().clone());
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
         let mut progress = Progress::new(seed, count);
         let shown = show(&batch, is_quiet, &mut progress, &mut out);
@@ -148,6 +154,7 @@ pub fn run(args: Args) -> ExitCode {
         }
         let summary = batch.finish();
         progress.finish();
+        metrics.log();
         match (shown, summary) {
             (_, Err(error)) => exit::failed(of_folder(&args, &error)),
             (Err(problem), Ok(_)) => exit::failed(problem),

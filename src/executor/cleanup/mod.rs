@@ -17,9 +17,13 @@ use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::base::thread::{Kick, spawn};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 
 /// How long a step may take beyond its time, which it keeps itself unless it hangs: a tool is ended within that.
 const END_TIME: Duration = Duration::from_secs(1);
+
+/// Where a step that fails is reported.
+const PLACE: &str = "clean-up";
 
 /// Undoes something, until its signal or the time; what it says if it cannot.
 type Undo = Box<dyn FnOnce(&Shutdown, Instant) -> Result<(), String> + Send>;
@@ -38,12 +42,13 @@ struct Steps {
     order: Mutex<Order<Step>>,
     /// Its cancel shortens what is left.
     shutdown: Shutdown,
+    errors: ErrorHandler,
 }
 
 impl Default for Cleanup {
     /// One that no signal shortens.
     fn default() -> Self {
-        Self::new(&Shutdown::new())
+        Self::new(&Shutdown::new(), &ErrorHandler::default())
     }
 }
 
@@ -54,9 +59,11 @@ impl fmt::Debug for Cleanup {
 }
 
 impl Cleanup {
-    /// No step yet. A cancel of `shutdown` leaves each step the time that a cancelled stop has.
-    pub fn new(shutdown: &Shutdown) -> Self {
-        Self(Arc::new(Steps { order: Mutex::new(Order::new()), shutdown: shutdown.clone() }))
+    /// No step yet. A cancel of `shutdown` leaves each step the time that a cancelled stop has; `errors` is told of
+    /// one that fails.
+    pub fn new(shutdown: &Shutdown, errors: &ErrorHandler) -> Self {
+        let (shutdown, errors) = (shutdown.clone(), errors.clone());
+        Self(Arc::new(Steps { order: Mutex::new(Order::new()), shutdown, errors }))
     }
 
     /// From now on there is something to be undone, within `time`. To be called before the thing is made where that is
@@ -95,8 +102,11 @@ impl Steps {
             });
             match done {
                 Some(Ok(())) => {}
-                Some(Err(why)) => log::warn!("clean-up, {name}: {why}"),
-                None => log::error!("clean-up, {name}: it panicked, or did not end within {time:?} and its kick"),
+                Some(Err(why)) => self.errors.report(ErrorClass::Rejected, PLACE, &format_args!("{name}: {why}")),
+                None => {
+                    let why = format_args!("{name}: it panicked, or did not end within {time:?} and its kick");
+                    self.errors.report(ErrorClass::Fatal, PLACE, &why);
+                }
             }
         }
     }
@@ -123,7 +133,7 @@ mod tests {
             if cancelled {
                 shutdown.cancel();
             }
-            let cleanup = Cleanup::new(&shutdown);
+            let cleanup = Cleanup::new(&shutdown, &ErrorHandler::default());
             let (done, names) = bounded(10);
             let note = |name: &'static str, end: fn(&Shutdown, Instant) -> Result<(), String>| {
                 let done = done.clone();

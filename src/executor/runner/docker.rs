@@ -19,6 +19,7 @@ use crate::executor::cleanup::Cleanup;
 use crate::executor::image_name::check_image_name;
 use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::proc::docker::{Docker, PrivateConfig, labels};
 use crate::proc::helper::{self, Operation};
 use crate::proc::tool::ToolError;
@@ -49,6 +50,8 @@ pub struct DockerRunner {
     pub images: ImageSettings,
     /// Has the removal of a job's container, until that is done.
     pub cleanup: Cleanup,
+    /// Is told of what a job lives on after.
+    pub errors: ErrorHandler,
 }
 
 impl DockerRunner {
@@ -62,7 +65,7 @@ impl DockerRunner {
             let config = PrivateConfig::create().map_err(io_error("make a configuration for the engine's client"))?;
             docker.config = Some(Arc::new(config));
         }
-        Ok(Self { docker, sandbox, images, cleanup: Cleanup::default() })
+        Ok(Self { docker, sandbox, images, cleanup: Cleanup::default(), errors: ErrorHandler::default() })
     }
 }
 
@@ -78,7 +81,7 @@ const LAYER_TIME: Duration = Duration::from_secs(10);
 impl DockerRunner {
     /// What a job uses of the disk beside what this process sees in its folders.
     fn beside(&self, spec: &RunSpec, workspace: &Workspace, container: &str) -> Beside {
-        let (docker, container) = (self.docker.clone(), container.to_owned());
+        let (docker, container, errors) = (self.docker.clone(), container.to_owned(), self.errors.clone());
         let (job, folder, labels) = (spec.id.clone(), workspace.job().to_owned(), all_labels(spec));
         let writable = !self.sandbox.read_only_root;
         let (mut next, mut known) = (Instant::now() + LAYER_PAUSE, 0);
@@ -97,12 +100,13 @@ impl DockerRunner {
             }
             if seen.closed > 0 {
                 // As root, of all of it; what this process sees counts once.
-                match helper::run(&docker, (Operation::Measure, &folder), &labels, stop, deadline) {
-                    Ok(told) => match told_bytes(&told) {
-                        Some(all) => bytes += all.saturating_sub(seen.bytes),
-                        None => log::warn!("job {job}: the helper's measurement cannot be read: {told}"),
-                    },
-                    Err(error) => log::warn!("job {job}: {error}"),
+                let told = helper::run(&docker, (Operation::Measure, &folder), &labels, stop, deadline);
+                let all = told.map_err(|error| error.to_string()).and_then(|told| {
+                    told_bytes(&told).ok_or_else(|| format!("the helper's measurement cannot be read: {told}"))
+                });
+                match all {
+                    Ok(all) => bytes += all.saturating_sub(seen.bytes),
+                    Err(why) => errors.report(ErrorClass::Retry, "job's disk", &format_args!("job {job}: {why}")),
                 }
             }
             known = bytes;
@@ -133,7 +137,7 @@ impl Runner for DockerRunner {
 
     fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<Prepared, RunError> {
         check_image(image)?;
-        pull::prepare(&self.docker, &self.images, image, token, deadline)
+        pull::prepare(&self.docker, &self.images, image, (token, deadline), &self.errors)
     }
 
     fn run(
@@ -163,9 +167,9 @@ impl Runner for DockerRunner {
             run
         };
         let beside = self.beside(spec, workspace, container.id());
-        let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, beside);
-        let ran = follow(&container, (run, &made), workspace, &watch.run, deadline);
-        let over = watch.finish();
+        let watch = DiskWatch::start(&self.sandbox, workspace.private(), (token, &self.errors), beside);
+        let ran = follow(&container, (run, &made), workspace, (&watch.run, deadline), &self.errors);
+        let over = watch.finish(&self.errors);
         // This kills what has not ended within its grace.
         self.cleanup.undo(removed);
         // The client reads it before it makes the container, which is known to be over only now.
@@ -181,7 +185,9 @@ impl Runner for DockerRunner {
         let outcome = outcome.or_over(over);
         match reclaim(&self.docker, spec, workspace, token) {
             // A job that has not ended well has its end; the folder is the miner's then, which removes it once more.
-            Err(error) if outcome.end != RunEnd::Exited(0) => log::error!("job {}: {error}", spec.id),
+            Err(error) if outcome.end != RunEnd::Exited(0) => {
+                self.errors.report(ErrorClass::Rejected, "job's folder", &format_args!("job {}: {error}", spec.id));
+            }
             reclaimed => reclaimed?,
         }
         publish(workspace)?;

@@ -4,6 +4,7 @@
 //! The engine says how it ended; the exit code of a client tells a job's own failure neither from the client's nor from
 //! a broken connection's. What a job writes while nobody is connected is lost, because no engine keeps it.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::run::{RunEnd, RunOutcome};
 use crate::base::backoff::exponential;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::workspace::Workspace;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::proc::docker::{Container, ContainerState};
 use crate::proc::tool::ToolError;
 
@@ -54,9 +56,12 @@ pub(super) fn follow(
     container: &Container,
     (run, made): (impl Fn() -> Command, &Path),
     workspace: &Workspace,
-    stop: &Shutdown,
-    deadline: Instant,
+    (stop, deadline): (&Shutdown, Instant),
+    errors: &ErrorHandler,
 ) -> Result<RunOutcome, RunError> {
+    let trouble = |class, text: &dyn Display| {
+        errors.report(class, "job's container", &format_args!("container {}: {text}", container.name()));
+    };
     let mut streams = Streams::create(workspace)?;
     let mut connection = Some(run());
     // How the last connection ended, and whether the engine has failed to answer since; tries in vain.
@@ -76,7 +81,8 @@ pub(super) fn follow(
                     return not_made(client, streams);
                 }
                 lost += 1;
-                log::warn!("container {}: its client was ended while it was being made ({client:?})", container.name());
+                let text = format_args!("its client was ended while it was being made ({client:?})");
+                trouble(ErrorClass::Retry, &text);
                 // The engine may be making it nevertheless.
                 let left = || deadline.saturating_duration_since(Instant::now());
                 stop.wait_for(Level::Cancel, MAKING_TIME.min(left()));
@@ -107,10 +113,7 @@ pub(super) fn follow(
         let now = Instant::now();
         match container.state(stop, deadline.max(now + LAST_LOOK_TIME).min(now + LOOK_TIME)) {
             Ok(Some(state)) if state.status == "running" => {
-                log::warn!(
-                    "container {}: the connection to it ended while it runs; it is made again",
-                    container.name()
-                );
+                trouble(ErrorClass::Reconnect, &"the connection to it ended while it runs; it is made again");
                 streams.note(GAP);
                 connection = Some(container.attached_again());
             }
@@ -124,14 +127,16 @@ pub(super) fn follow(
             Ok(Some(state)) if state.status == "created" => return not_started(state, streams),
             // Paused by somebody, or in between.
             Ok(Some(_)) if now >= deadline => return streams.finish(RunEnd::TimedOut),
-            Ok(Some(state)) => log::warn!("container {} is {}; it is looked at again", container.name(), state.status),
+            Ok(Some(state)) => {
+                trouble(ErrorClass::Retry, &format_args!("it is {}; it is looked at again", state.status))
+            }
             Ok(None) => return Err(RunError::Removed { name: container.name().to_owned() }),
             Err(ToolError::Cancelled(_)) => return streams.finish(RunEnd::Cancelled),
             Err(error) if now >= deadline => {
                 return Err(RunError::EngineLost { name: container.name().to_owned(), text: error.to_string() });
             }
             Err(error) => {
-                log::warn!("container {}: {error}; the engine is asked again", container.name());
+                trouble(ErrorClass::Retry, &format_args!("{error}; the engine is asked again"));
                 away = true;
             }
         }

@@ -16,6 +16,7 @@ pub use run::{Captured, RunEnd, RunOutcome, RunSpec};
 
 use super::cleanup::Cleanup;
 use super::sandbox::Sandbox;
+use crate::ops::errors::ErrorHandler;
 
 /// How jobs run, by the operator's word. Nothing changes it later: an engine that does not answer fails the job,
 /// because a job that runs on the host is another thing than the one that the user has signed.
@@ -38,8 +39,8 @@ impl RunnerKind {
         }
     }
 
-    /// The runner; what it makes is undone with `cleanup` if its own run does not get there. Asks nobody: what the
-    /// engine says, the job will see.
+    /// The runner; what it makes is undone with `cleanup` if its own run does not get there, and `errors` is told of
+    /// what it lives on after. Asks nobody: what the engine says, the job will see.
     ///
     /// # Errors
     /// If the engine's client cannot be given a configuration of its own.
@@ -48,13 +49,14 @@ impl RunnerKind {
         sandbox: &Sandbox,
         images: &ImageSettings,
         cleanup: &Cleanup,
+        errors: &ErrorHandler,
     ) -> Result<Box<dyn Runner>, RunError> {
         Ok(match self {
             RunnerKind::Docker => {
                 let docker = DockerRunner::new(sandbox.clone(), images.clone())?;
-                Box::new(DockerRunner { cleanup: cleanup.clone(), ..docker })
+                Box::new(DockerRunner { cleanup: cleanup.clone(), errors: errors.clone(), ..docker })
             }
-            RunnerKind::Process => Box::new(ProcessRunner { sandbox: sandbox.clone() }),
+            RunnerKind::Process => Box::new(ProcessRunner { sandbox: sandbox.clone(), errors: errors.clone() }),
         })
     }
 }

@@ -13,6 +13,7 @@ use crate::base::shutdown::Shutdown;
 use crate::executor::output::STDERR_FILE;
 use crate::executor::sandbox::Sandbox;
 use crate::executor::workspace::Workspace;
+use crate::ops::errors::ErrorHandler;
 use crate::proc::tool::ToolError;
 
 /// Where a program is looked for if the executor itself has no `PATH`.
@@ -28,6 +29,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub struct ProcessRunner {
     /// Of all that it says, the disk that a job may use counts here.
     pub sandbox: Sandbox,
+    /// Is told of what a job lives on after.
+    pub errors: ErrorHandler,
 }
 
 impl Runner for ProcessRunner {
@@ -74,9 +77,9 @@ impl Runner for ProcessRunner {
             .env("PHALANX_VOLUME_DIR", workspace.volume())
             .env("PHALANX_OUTPUT_DIR", workspace.output())
             .env("PHALANX_ARTIFACTS_DIR", workspace.artifacts());
-        let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, Box::new(|_, _| 0));
+        let watch = DiskWatch::start(&self.sandbox, workspace.private(), (token, &self.errors), Box::new(|_, _| 0));
         let ran = run_job(child, workspace, &watch.run, deadline);
-        let over = watch.finish();
+        let over = watch.finish(&self.errors);
         match ran {
             Ok(outcome) => {
                 publish(workspace)?;

@@ -1,6 +1,6 @@
 //! How the image of a job gets here: pulled or not, again or not, or that of the last time.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +13,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::image_name;
 use crate::ops::cause::{Cause, Fault, retry_after};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::proc::docker::Docker;
 use crate::proc::image_store::{ImageBounds, ImageStore};
 use crate::proc::images::Image;
@@ -117,14 +118,14 @@ pub(super) fn prepare(
     docker: &Docker,
     settings: &ImageSettings,
     image: &str,
-    token: &Shutdown,
-    deadline: Instant,
+    (token, deadline): (&Shutdown, Instant),
+    errors: &ErrorHandler,
 ) -> Result<Prepared, RunError> {
     if !settings.allowed.is_empty() && !settings.allowed.iter().any(|pattern| pattern.matches(image)) {
         let allowed: Vec<String> = settings.allowed.iter().map(ImagePattern::to_string).collect();
         return Err(RunError::Spec(format!("image {image} is not allowed here; allowed are {}", allowed.join(", "))));
     }
-    let pull = Pull { docker, settings, image, token, deadline };
+    let pull = Pull { docker, settings, image, token, deadline, errors };
     let Some(folder) = &settings.folder else {
         let here = pull.look()?;
         if pull.is_wanted(here.as_ref())? {
@@ -137,7 +138,7 @@ pub(super) fn prepare(
         io::ErrorKind::TimedOut => RunError::PullTimedOut(image.to_owned()),
         _ => RunError::Io { doing: "keep the book of images", source },
     };
-    let store = ImageStore::open(docker.clone(), folder, settings.bounds).map_err(book)?;
+    let store = ImageStore::open(docker.clone(), folder, settings.bounds).map_err(book)?.telling(errors);
     // From here on it stays.
     let mut in_use = store.hold(image, token, deadline).map_err(book)?;
     let here = pull.look()?;
@@ -158,7 +159,10 @@ pub(super) fn prepare(
                 in_use = preparing.done(brings.then_some(image)).map_err(book)?;
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut && here.is_some() => {
-                log::warn!("image {image} is pulled by somebody else for long, so the one that is here is used");
+                pull.trouble(
+                    ErrorClass::Rejected,
+                    &"is pulled by somebody else for long, so the one that is here is used",
+                );
             }
             Err(error) => return Err(book(error)),
         }
@@ -166,7 +170,8 @@ pub(super) fn prepare(
     in_use.touch().map_err(book)?;
     // The image is here, so the job goes on whatever becomes of the others.
     if let Err(error) = store.make_room(token, deadline) {
-        log::warn!("images that nobody uses may be left: {error}");
+        let what = format_args!("images that nobody uses may be left: {error}");
+        errors.report(ErrorClass::Retry, "room for images", &what);
     }
     Ok(Prepared(Some(in_use)))
 }
@@ -184,9 +189,14 @@ struct Pull<'a> {
     image: &'a str,
     token: &'a Shutdown,
     deadline: Instant,
+    errors: &'a ErrorHandler,
 }
 
 impl Pull<'_> {
+    fn trouble(&self, class: ErrorClass, what: &dyn Display) {
+        self.errors.report(class, "image pull", &format_args!("image {} {what}", self.image));
+    }
+
     /// The image, if it is here. A client that fails is asked once more: a signal to all processes of a service ends
     /// it, and not the job.
     fn look(&self) -> Result<Option<Image>, RunError> {
@@ -230,7 +240,7 @@ impl Pull<'_> {
 
     /// `brought_before`: only jobs have brought it.
     fn run(&self, store: Option<&ImageStore>, here: Option<&Image>, brought_before: bool) -> Result<(), RunError> {
-        let Self { docker, settings, image, token, deadline } = *self;
+        let Self { docker, settings, image, token, deadline, .. } = *self;
         // An engine that hangs leaves time to use the one that is here.
         let pull_by = match here {
             Some(_) => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
@@ -248,7 +258,7 @@ impl Pull<'_> {
             let error = match pulled {
                 Ok(()) => break,
                 Err(ToolError::TimedOut(_)) if here.is_some() => {
-                    log::warn!("image {image} is not pulled in time, so the one that is here is used");
+                    self.trouble(ErrorClass::Rejected, &"is not pulled in time, so the one that is here is used");
                     return Ok(());
                 }
                 Err(ToolError::TimedOut(_)) => {
@@ -272,7 +282,7 @@ impl Pull<'_> {
             if here.is_some() && (cause.fault != Fault::Job || !brought_before) {
                 let lookup = error.contains("no such host");
                 if !cause.passing || cause.fault == Fault::Job || lookup || tries >= TRIES_IF_HERE {
-                    log::warn!("image {image} cannot be pulled, so the one that is here is used: {error}");
+                    self.instead(&error);
                     return Ok(());
                 }
             } else if !cause.passing {
@@ -284,12 +294,13 @@ impl Pull<'_> {
             let so_far = format!("{error} ({tries} tries)");
             if pause >= pull_by.saturating_duration_since(now) {
                 if here.is_some() {
-                    log::warn!("image {image} cannot be pulled, so the one that is here is used: {so_far}");
+                    self.instead(&so_far);
                     return Ok(());
                 }
                 return Err(self.error(so_far, cause));
             }
-            log::info!("image {image}: again in {:.1} s: {error}", pause.as_secs_f64());
+            let again = format_args!("cannot be pulled, again in {:.1} s: {error}", pause.as_secs_f64());
+            self.trouble(cause.class(), &again);
             shown = Some((so_far, cause));
             if token.wait_for(Level::Cancel, pause) {
                 return Err(ToolError::Cancelled("pull the image").into());
@@ -315,12 +326,17 @@ impl Pull<'_> {
         Ok(!may_be_name || self.look_for(&format!("{image}:latest"))?.is_none())
     }
 
+    fn instead(&self, error: &str) {
+        let what = format_args!("cannot be pulled, so the one that is here is used: {error}");
+        self.trouble(ErrorClass::Rejected, &what);
+    }
+
     /// Whether something went.
     fn make_room(&self, store: Option<&ImageStore>) -> bool {
         match store.map(|store| store.empty(self.token, self.deadline)) {
             Some(Ok(gone)) => !gone.is_empty(),
             Some(Err(error)) => {
-                log::warn!("no room can be made for image {}: {error}", self.image);
+                self.trouble(ErrorClass::Rejected, &format_args!("gets no room: {error}"));
                 false
             }
             None => false,
@@ -384,7 +400,9 @@ mod tests {
         let docker = Docker { program, ..Docker::default() };
         let look = |left| {
             let deadline = Instant::now() + left;
-            Pull { docker: &docker, settings: &settings, image: "acme/app", token: &token, deadline }.look()
+            let errors = ErrorHandler::default();
+            let settings = &settings;
+            Pull { docker: &docker, settings, image: "acme/app", token: &token, deadline, errors: &errors }.look()
         };
         let late = look(Duration::ZERO).unwrap_err();
         assert!(matches!(&late, RunError::PullTimedOut(image) if image == "acme/app"), "{late}");

@@ -14,6 +14,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::tree::{self, Bounds, Size, TreeError};
 use crate::executor::sandbox::Sandbox;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 
 /// Time between two measurements of a small tree.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -26,6 +27,9 @@ const WALK_TIME: Duration = Duration::from_secs(10);
 
 /// How long the thread may take to end once its stop is set: what it is in ends at once.
 const END_TIME: Duration = Duration::from_secs(10);
+
+/// Where its trouble is reported.
+const PLACE: &str = "job's disk";
 
 /// Measures what is beside the job's folders, or in them and closed to us; gives bytes to be added.
 pub(super) type Beside = Box<dyn FnMut(&Size, &Shutdown) -> u64 + Send>;
@@ -40,14 +44,19 @@ pub(super) struct DiskWatch {
 
 impl DiskWatch {
     /// Watches `folder`; without a quota there is no thread.
-    pub(super) fn start(sandbox: &Sandbox, folder: &Path, token: &Shutdown, beside: Beside) -> Self {
+    pub(super) fn start(
+        sandbox: &Sandbox,
+        folder: &Path,
+        (token, errors): (&Shutdown, &ErrorHandler),
+        beside: Beside,
+    ) -> Self {
         let (run, stop) = (token.child(), Shutdown::new());
         let quota = Quota { bytes: sandbox.disk_bytes, entries: sandbox.disk_entries };
         let thread = (quota.bytes.is_some() || quota.entries.is_some()).then(|| {
             let (kicked, ended, stop) = (stop.clone(), run.clone(), stop.clone());
-            let folder = folder.to_owned();
+            let (folder, errors) = (folder.to_owned(), errors.clone());
             spawn("exec-disk", Kick::new("its stop signal", move || kicked.cancel()), move || {
-                let over = watch(quota, &folder, &stop, beside);
+                let over = watch(quota, &folder, (&stop, &errors), beside);
                 if over.is_some() {
                     ended.cancel();
                 }
@@ -58,13 +67,13 @@ impl DiskWatch {
     }
 
     /// Ends the watch over a run that has ended; gives how the run ended if the watch has ended it.
-    pub(super) fn finish(self) -> Option<RunEnd> {
+    pub(super) fn finish(self, errors: &ErrorHandler) -> Option<RunEnd> {
         let Self { stop, thread, .. } = self;
         stop.cancel();
         match thread?.join_by(Instant::now() + END_TIME) {
             Ok(over) => over,
             Err(error) => {
-                log::error!("the watch over the job's disk did not end: {error:?}");
+                errors.report(ErrorClass::Fatal, PLACE, &format_args!("the watch over it did not end: {error:?}"));
                 None
             }
         }
@@ -87,7 +96,12 @@ impl Quota {
     }
 }
 
-fn watch(quota: Quota, folder: &Path, stop: &Shutdown, mut beside: Beside) -> Option<RunEnd> {
+fn watch(
+    quota: Quota,
+    folder: &Path,
+    (stop, errors): (&Shutdown, &ErrorHandler),
+    mut beside: Beside,
+) -> Option<RunEnd> {
     let mut pause = PAUSE;
     while !stop.wait(pause) {
         let began = Instant::now();
@@ -106,13 +120,14 @@ fn watch(quota: Quota, folder: &Path, stop: &Shutdown, mut beside: Beside) -> Op
                 }
             },
             Err(error) => {
-                log::warn!("the job's disk cannot be measured: {error}");
+                errors.report(ErrorClass::Retry, PLACE, &format_args!("it cannot be measured: {error}"));
                 Size::default()
             }
         };
         size.bytes = size.bytes.saturating_add(beside(&size, stop));
         if let Some(end) = quota.exceeded(size) {
-            log::warn!("the job is ended: it uses {} bytes in {} files and folders", size.bytes, size.entries);
+            let used = format_args!("the job is ended: {} bytes in {} files and folders", size.bytes, size.entries);
+            errors.report(ErrorClass::Rejected, PLACE, &used);
             return Some(end);
         }
         pause = PAUSE.max(began.elapsed() * PAUSES);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::timeline::Part;
 use crate::executor::runner::{RunOutcome, RunSpec};
 use crate::executor::streaming::{Serving, StreamingLimits};
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{ExecutorToMiner, JsonMap, MinerToExecutor, OutputUpload, StrMap, StreamingDetails, Volume};
 
 /// How a job ended, as its last message reported.
@@ -170,6 +171,8 @@ pub enum Action {
     Finish,
     /// Send a message to the miner.
     Send(Box<ExecutorToMiner>),
+    /// The error handler is told of an error that the job lives on after, or that has ended it.
+    Error(ErrorClass, &'static str, String),
     /// The executor has ended.
     End(Result<JobEnd, ExecutorError>),
 }

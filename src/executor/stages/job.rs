@@ -6,6 +6,7 @@ use super::io::{Action, Input, Outcome, Problem, Work};
 use super::timeline::{Part, Timeline};
 use crate::executor::runner::{RunEnd, RunOutcome, RunSpec};
 use crate::executor::streaming::{Serving, StreamingLimits};
+use crate::ops::errors::ErrorClass;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, JobFailureReason, JobStage, JsonMap, MinerToExecutor,
@@ -70,7 +71,7 @@ pub(super) struct StagedJob {
     /// On each new connection a miner may say once more what it does not know to have arrived.
     initial_again: bool,
     request_again: bool,
-    cancelled: bool,
+    pub(super) cancelled: bool,
     pub(super) out: Vec<Action>,
 }
 
@@ -310,7 +311,8 @@ impl StagedJob {
             return self.job_failed(JobFailureReason::Timeout, JobStage::VolumeDownload, message, None);
         }
         if !self.cancelled && self.alone_since.is_some_and(|since| now >= since + gone_after) {
-            log::error!("job {}: no miner for {gone_after:?}, the job is cancelled", self.uuid);
+            let what = format!("no miner for {gone_after:?}, the job is cancelled");
+            self.error(ErrorClass::Fatal, "miner link", &what);
             self.cancel();
         }
     }
@@ -326,8 +328,12 @@ impl StagedJob {
     }
 
     fn complain(&mut self, answer: GenericError) {
-        log::warn!("job {}: {}", self.uuid, answer.details.as_deref().unwrap_or_default());
+        self.error(ErrorClass::Rejected, "miner message", answer.details.as_deref().unwrap_or_default());
         self.send(answer);
+    }
+
+    pub(super) fn error(&mut self, class: ErrorClass, place: &'static str, what: &str) {
+        self.out.push(Action::Error(class, place, format!("job {}: {what}", self.uuid)));
     }
 
     fn work(&mut self, work: Work) {

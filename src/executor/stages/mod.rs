@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 pub use self::io::{Action, ExecutorError, Input, JobEnd, Outcome, Problem, Results, Work};
 use self::job::StagedJob;
 pub use self::timeline::Part;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{JsonMap, MinerToExecutor, answer};
 
 /// The state of an executor.
@@ -115,7 +116,8 @@ impl Stages {
                 MinerToExecutor::GenericError(error) => ExecutorError::Refused(error.details.unwrap_or_default()),
                 MinerToExecutor::V0JobRequest(request) => {
                     let answer = answer::early_job_request(&request.job_uuid);
-                    log::warn!("{}", answer.details.as_deref().unwrap_or_default());
+                    let what = answer.details.clone().unwrap_or_default();
+                    out.push(Action::Error(ErrorClass::Rejected, "miner message", what));
                     return out.push(Action::Send(Box::new(answer.into())));
                 }
             },

@@ -5,6 +5,7 @@ use super::job::{Phase, StagedJob};
 use super::timeline::seconds;
 use crate::base::text;
 use crate::executor::runner::RunEnd;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
 use crate::protocol::stages::StageClock;
 use crate::protocol::{
@@ -98,7 +99,8 @@ impl StagedJob {
     /// The end of a job whose work cannot be done.
     pub(super) fn fail(&mut self, problem: Problem) {
         if self.run_timed_out() {
-            log::warn!("job {}: nothing of what it has left is reported: {problem:?}", self.uuid);
+            let what = format!("nothing of what it has left is reported: {problem:?}");
+            self.error(ErrorClass::Rejected, "job's results", &what);
             return self.timed_out(StrMap::new());
         }
         let stage = self.phase.stage();
@@ -168,7 +170,8 @@ impl StagedJob {
     }
 
     fn end_with(&mut self, reason: HordeFailureReason, message: String, context: JsonMap) {
-        log::warn!("job {}: horde failed: {message}", self.uuid);
+        let class = if self.cancelled { ErrorClass::Cancelled } else { ErrorClass::Fatal };
+        self.error(class, "job", &format!("horde failed: {message}"));
         let failed = V0HordeFailedRequest {
             job_uuid: self.uuid.clone(),
             reported_by: JobParticipantType::Executor,

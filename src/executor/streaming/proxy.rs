@@ -58,7 +58,7 @@ impl Proxy {
         });
         let report = stopping.finish();
         if !report.is_clean() {
-            log::warn!("the clients of the streaming job were cut off: {report:?}");
+            log::info!("the clients of the streaming job were cut off: {report:?}");
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::base::glob;
 use crate::executor::transfer::Bounds;
 use crate::executor::workspace::relative;
 use crate::net::http::client::HttpClient;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{AllowPatterns, HuggingfaceVolume};
 
 /// Where the hub is and how to sign in.
@@ -95,7 +96,8 @@ pub(super) fn fetch(
     let names: Vec<String> =
         found.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|n| wanted(n)).collect();
     if names.is_empty() {
-        log::warn!("no file of {repo} is wanted: its allow_patterns match none");
+        let why = format_args!("no file of {repo} is wanted: its allow_patterns match none");
+        bounds.errors.report(ErrorClass::Rejected, "volumes", &why);
     }
     let commit = encode(&found.sha, "");
     for name in names {

@@ -23,6 +23,7 @@ use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative};
 use crate::base::shutdown::Shutdown;
 use crate::net::http::client::{HttpClient, HttpSettings};
+use crate::ops::errors::ErrorHandler;
 use crate::protocol::{SingleVolume, Volume};
 
 /// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
@@ -39,19 +40,33 @@ pub struct VolumeLoader {
     limits: ArchiveLimits,
     space: u64,
     token: Shutdown,
+    errors: ErrorHandler,
 }
 
 impl VolumeLoader {
     /// A loader whose work ends when `token` cancels, and that goes where `settings` allow, the hub too.
     pub fn new(token: Shutdown, hub: Hub, settings: impl Into<HttpSettings>) -> Self {
         let http = HttpClient::within(settings, token.clone());
-        Self { http, hub, limits: ArchiveLimits::default(), space: VOLUMES_BYTES, token }
+        Self {
+            http,
+            hub,
+            limits: ArchiveLimits::default(),
+            space: VOLUMES_BYTES,
+            token,
+            errors: ErrorHandler::default(),
+        }
     }
 
     /// The same, for volumes that have at most so many bytes together.
     #[must_use]
     pub fn with_space(self, bytes: u64) -> Self {
         Self { space: bytes, ..self }
+    }
+
+    /// The same, which tells this handler of what it tries again.
+    #[must_use]
+    pub fn with_errors(self, errors: ErrorHandler) -> Self {
+        Self { errors, ..self }
     }
 
     /// Puts `volume` below the workspace's `volume/`, and gives the bytes that it has there. Blocks until it is there,
@@ -92,7 +107,7 @@ impl VolumeLoader {
         space: &mut Space,
         deadline: Instant,
     ) -> Result<(), VolumeError> {
-        let bounds = Bounds { token: &self.token, deadline };
+        let bounds = Bounds { token: &self.token, deadline, errors: &self.errors };
         let below = |path: Option<&str>| Ok::<_, PathError>(workspace.volume().join(relative(path.unwrap_or(""))?));
         match volume {
             SingleVolume::Inline(volume) => {

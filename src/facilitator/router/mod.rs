@@ -262,7 +262,8 @@ impl<T> Router<T> {
     fn unstorable(&mut self, session: Option<SessionId>, uuid: &str, why: String) {
         let Some(id) = session else {
             // Tried again when the job is due once more.
-            return log::error!("job {uuid}: its end cannot be stored: {why}");
+            let what = format!("job {uuid}: its end cannot be stored: {why}");
+            return self.actions.push(Action::Error("database", what));
         };
         self.sessions.fill_answer(id, answers::frame(answers::internal_error("job.internal_error")));
         self.flush(id);
@@ -399,7 +400,7 @@ impl<T> Router<T> {
 
     /// Ends a job ourselves, because of its validator.
     fn fail(&mut self, now: Now, uuid: String, validator: PublicKey, message: String) {
-        log::warn!("job {uuid}: {message}");
+        self.actions.push(Action::Error("job", format!("job {uuid}: {message}")));
         self.note(Note::new(AuditEvent::JobGivenUp).of(validator).job(&uuid).why(message.as_str()));
         let details = HordeFailureDetails {
             reported_by: JobParticipantType::Facilitator,

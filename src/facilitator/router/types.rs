@@ -245,6 +245,8 @@ pub enum Action {
     Handled(MessageKind, Handled),
     /// Tell of a message that could not be handled: its session, its kind, and why.
     Poison(SessionId, MessageKind, String),
+    /// Tell of a piece of work that is given up, with its place.
+    Error(&'static str, String),
     /// Write a line of the audit log.
     Note(Note),
 }

@@ -5,6 +5,7 @@
 //! when it was told to and the last connection is over; it joins the workers then.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::io;
 use std::mem;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::news::News;
 use super::peer::{Descriptor, Outcome, Peer, look_every};
 use super::runs::Runs;
 use super::shared::{Advanced, Arrival, PollShared, Run, Shaking};
-use super::workers::{Role, work};
+use super::workers::{ROUND_TIME, Role, work};
 use crate::base::ids::SessionId;
 use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, NoThread, Thread, try_spawn};
@@ -24,12 +25,15 @@ use crate::link::heartbeat::LivenessConfig;
 use crate::link::session::{SessionEnd, SessionHandle};
 use crate::net::poller::{Interest, Poller, Ready};
 use crate::net::wake::Wake;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::Health;
-use crate::ops::throttle::Throttle;
 use crate::transport::{Polled, TransportError};
 
 /// How long a peer that was refused may take to read why.
 const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// The part of the health that is the poll thread, and the place of its errors.
+const POLL: &str = "poll";
 
 /// Longest that a turn of the poll thread may take: it never blocks, however many sockets can go on.
 const TURN_TIME: Duration = Duration::from_secs(10);
@@ -47,6 +51,8 @@ pub(in crate::link) struct PollConfig {
     pub(in crate::link) liveness: LivenessConfig,
     /// Where the poll thread promises progress.
     pub(in crate::link) health: Health,
+    /// Is told of what it goes on after.
+    pub(in crate::link) errors: ErrorHandler,
 }
 
 /// The poll thread of one server. When dropped, it breaks all its connections and joins its threads.
@@ -156,10 +162,14 @@ struct Polling {
     alarm: Option<(Instant, Alarm)>,
     no_handshakes: bool,
     finish: bool,
-    ignored: Throttle,
 }
 
 impl Polling {
+    fn trouble(&self, class: ErrorClass, what: &dyn Display) {
+        let what = format_args!("{}: {what}", self.config.name);
+        self.config.errors.report_of(class, POLL, self.config.name, &what);
+    }
+
     fn new(config: PollConfig, timer: TimerHandle, shared: Arc<PollShared>, poller: Poller, role: Role) -> Self {
         let look_at = timer.clock().now();
         Self {
@@ -177,7 +187,6 @@ impl Polling {
             alarm: None,
             no_handshakes: false,
             finish: false,
-            ignored: Throttle::default(),
         }
     }
 
@@ -187,7 +196,10 @@ impl Polling {
         let (working, kicked, role) = (self.shared.clone(), self.shared.clone(), self.role.clone());
         let kick = Kick::new("its queue closes", move || kicked.runs.close());
         let name = format!("{}-work-{}", self.config.name, self.count % 10_000);
-        self.workers.push(try_spawn(name, kick, move || work(&working, &role))?);
+        let of = Arc::downgrade(&self.shared);
+        let wake = move || of.upgrade().iter().for_each(|shared| shared.runs.wake_all());
+        let beat = self.config.health.beat("workers", ROUND_TIME, wake);
+        self.workers.push(try_spawn(name, kick, move || work(&working, &role, &beat))?);
         Ok(())
     }
 
@@ -200,7 +212,7 @@ impl Polling {
     fn run(mut self) {
         let mut ready = Vec::new();
         let woken = self.shared.clone();
-        let pulse = self.config.health.pulse_of_loop("poll", TURN_TIME, move |_| woken.news.tell(|_| ()));
+        let pulse = self.config.health.pulse_of_loop(POLL, TURN_TIME, move |_| woken.news.tell(|_| ()));
         while !(self.finish && self.entries.is_empty()) {
             pulse.begin(Instant::now() + TURN_TIME);
             self.hear();
@@ -213,7 +225,7 @@ impl Polling {
             }
             pulse.done();
             if let Err(error) = self.poller.wait(self.again.is_empty(), &mut ready) {
-                log::error!("{}: the poll failed, its connections end: {error}", self.config.name);
+                self.trouble(ErrorClass::Fatal, &format_args!("it failed, its connections end: {error}"));
                 self.finish = true;
                 self.break_all();
             }
@@ -256,7 +268,7 @@ impl Polling {
         for number in news.panicked {
             // Its thread reports the panic, and ends with it; so do the events of the connection.
             if let Err(error) = self.hire() {
-                log::warn!("{}: one worker less for now: {error}", self.config.name);
+                self.trouble(ErrorClass::Retry, &format_args!("one worker less for now: {error}"));
             }
             self.end(number, SessionEnd::Broken(TransportError::Stopped));
         }
@@ -293,7 +305,10 @@ impl Polling {
                 self.soon.insert(id.0);
                 self.entries.insert(id.0, entry);
             }
-            Err(error) => log::warn!("{}: a connection cannot be polled and is closed: {error}", self.config.name),
+            Err(error) => {
+                let what = format_args!("a connection cannot be polled and is closed: {error}");
+                self.trouble(ErrorClass::Reconnect, &what);
+            }
         }
     }
 
@@ -405,7 +420,7 @@ impl Polling {
     fn settle(&mut self, number: u64, mut outcome: Outcome) {
         for bytes in &outcome.ignored {
             let what = format_args!("ignored a binary message of {bytes} bytes: this link speaks text");
-            self.ignored.warn(self.timer.clock().now(), &what);
+            self.trouble(ErrorClass::Rejected, &what);
         }
         let Some(entry) = self.entries.get_mut(&number) else { return };
         let end = outcome.end.take();
@@ -428,7 +443,9 @@ impl Polling {
         }
         let interest = peer.interest();
         if let Err(error) = entry.watch(&self.poller, interest) {
-            log::warn!("{}: a connection cannot be polled any more and is closed: {error}", self.config.name);
+            let what =
+                format_args!("{}: a connection cannot be polled any more and is closed: {error}", self.config.name);
+            self.config.errors.report(ErrorClass::Reconnect, POLL, &what);
             return self.end(number, SessionEnd::Broken(TransportError::io("polling")(error)));
         }
         if outcome.again {

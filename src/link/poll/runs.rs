@@ -42,9 +42,11 @@ impl<T> Runs<T> {
     }
 
     /// The next one; blocks until there is one. `None` once the queue is closed and nothing is left in it.
-    pub(crate) fn next(&self) -> Option<T> {
+    /// Each time that the worker has come round, `alive` is called, also by [`Runs::wake_all`].
+    pub(crate) fn next(&self, alive: impl Fn()) -> Option<T> {
         let mut state = lock(&self.state);
         loop {
+            alive();
             if let Some(run) = state.queue.pop_front() {
                 return Some(run);
             }
@@ -56,6 +58,13 @@ impl<T> Runs<T> {
             state = wait(&self.changed, state);
             // Woken by nobody, it still counts as waiting; then one notification too many is sent.
         }
+    }
+
+    /// Has the workers that wait come round.
+    pub(crate) fn wake_all(&self) {
+        // With the lock, so that none is between its look and its wait.
+        drop(lock(&self.state));
+        self.changed.notify_all();
     }
 
     /// Workers end when nothing is left; one that puts its connection back takes it again itself.

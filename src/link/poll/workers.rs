@@ -4,12 +4,14 @@
 //! and empty. A panic of the role costs the worker, which is replaced, and its connection, which is broken.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::inbox::Next;
 use super::peer::Served;
 use super::shared::{PollShared, Run, Shaking};
 use crate::base::lock::lock;
 use crate::link::events::{HandshakeCheck, ServerSink};
+use crate::ops::health::Beat;
 use crate::transport::HandshakeRequest;
 
 /// Events of one connection that a worker handles before others have their turn.
@@ -23,8 +25,8 @@ pub(super) struct Role {
 }
 
 /// What a worker does until the queue is closed and empty.
-pub(super) fn work(shared: &PollShared, role: &Role) {
-    while let Some(run) = shared.runs.next() {
+pub(super) fn work(shared: &PollShared, role: &Role, beat: &Beat) {
+    while let Some(run) = shared.runs.next(|| beat.come_round()) {
         let broken = Broken { shared, number: run.number() };
         match run {
             Run::Events(served) => handle(shared, served, role),
@@ -33,6 +35,10 @@ pub(super) fn work(shared: &PollShared, role: &Role) {
         std::mem::forget(broken);
     }
 }
+
+/// How long a worker may take to come round once it is asked: a turn's worth of events, each of which may wait for room
+/// in the queue of a role that is behind.
+pub(super) const ROUND_TIME: Duration = Duration::from_secs(60);
 
 /// Calls the role with a turn's worth of events.
 fn handle(shared: &PollShared, served: Arc<Served>, role: &Role) {

@@ -20,6 +20,7 @@ use super::settings::ExecutorSettings;
 use crate::base::backoff::exponential;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::proc::docker::{Docker, Machine, labels};
 use crate::proc::this;
 use crate::proc::tool::ToolError;
@@ -73,6 +74,8 @@ pub struct DockerBackend {
     pub end_grace: Duration,
     /// What is checked of the engine's host every few hours.
     pub security: Option<SecurityChecks>,
+    /// Is told of what goes wrong with an engine beside the end of an executor.
+    pub errors: ErrorHandler,
     known: Mutex<Option<(Machine, ExecutorSettings)>>,
 }
 
@@ -98,6 +101,7 @@ impl DockerBackend {
             by_machine: None,
             end_grace: END_GRACE,
             security: None,
+            errors: ErrorHandler::default(),
             known: Mutex::default(),
         }
     }
@@ -147,11 +151,11 @@ impl DockerBackend {
                     log::info!("executor of job {}: its container {id} lives and is watched again", spec.job_uuid);
                     match program::run(self.docker.wait_for(&id), spec, stop, Duration::ZERO) {
                         Ok(waited) => log::debug!("executor of job {}: docker wait ended with {waited}", spec.job_uuid),
-                        Err(error) => log::warn!("executor of job {}: {error}", spec.job_uuid),
+                        Err(error) => self.trouble(spec, &error),
                     }
                     known = Some(id);
                 }
-                Err(error) => log::warn!("executor of job {}: {error}; the engine is asked again", spec.job_uuid),
+                Err(error) => self.trouble(spec, &format_args!("{error}; the engine is asked again")),
             }
             tries = if began.elapsed() > PAUSE_MAX { 0 } else { tries + 1 };
             stop.wait(exponential(PAUSE, PAUSE_MAX, tries));
@@ -159,9 +163,14 @@ impl DockerBackend {
         if let Some(id) = &known
             && let Err(error) = self.docker.end(id, self.end_grace, stop)
         {
-            log::warn!("container {id} could not be stopped: {error}");
+            self.trouble(spec, &format_args!("container {id} could not be stopped: {error}"));
         }
         known
+    }
+
+    fn trouble(&self, spec: &ExecutorSpec, what: &dyn fmt::Display) {
+        let what = format_args!("executor of job {}: {what}", spec.job_uuid);
+        self.errors.report(ErrorClass::Reconnect, "engine", &what);
     }
 }
 
@@ -223,7 +232,7 @@ impl ExecutorBackend for DockerBackend {
         let settings = self.told(stop)?;
         program::environment(&mut creation, spec, &settings);
         creation.args(["--network", "host", "--env", "MINER_ADDRESS", "--env", "EXECUTOR_TOKEN"]);
-        let port = program::client_port(&mut creation, self.client_ports.as_ref());
+        let port = program::client_port(&mut creation, self.client_ports.as_ref(), &self.errors);
         if port.is_some() {
             creation.args(["--env", PORT]);
         }

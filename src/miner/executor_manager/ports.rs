@@ -8,10 +8,15 @@ use std::sync::{Arc, Mutex};
 
 use super::settings::TOKEN;
 use crate::base::lock::lock;
+use crate::ops::cause::Cause;
+use crate::ops::errors::ErrorHandler;
 use crate::proc::leftovers::values_of_leaders;
 
 /// The variable.
 pub(super) const PORT: &str = "NGINX_PORT";
+
+/// Where trouble with them is reported.
+pub(super) const PORTS: &str = "ports";
 
 /// The Python executor takes the next port, too, to ask for the health of a job on the host.
 const STEP: usize = 2;
@@ -37,9 +42,12 @@ impl ClientPorts {
     /// The first that, with the next one, no executor has and on which nobody listens here; both are free again when
     /// the value is dropped. What executors of this machine have that an earlier miner or another one has started is
     /// read from their environments; without those no port is given.
-    pub(super) fn take(&self) -> Option<ClientPort<'_>> {
+    pub(super) fn take(&self, errors: &ErrorHandler) -> Option<ClientPort<'_>> {
         let of_others = values_of_leaders(PORT, TOKEN)
-            .inspect_err(|error| log::warn!("the ports of executors that run are not known: {error}"))
+            .inspect_err(|error| {
+                let what = format_args!("those of executors that run are not known: {error}");
+                errors.report(Cause::of_io(error).class(), PORTS, &what);
+            })
             .ok()?;
         let of_others = of_others.iter().filter_map(|port| port.to_str()?.parse().ok());
         let mut taken = lock(&self.taken);
@@ -91,15 +99,15 @@ mod tests {
         let ports = ClientPorts::new(first..=first + 1);
         for used in both(first) {
             let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, used)).unwrap();
-            assert!(ports.take().is_none(), "{used} of {first} is used");
+            assert!(ports.take(&ErrorHandler::default()).is_none(), "{used} of {first} is used");
         }
-        let taken = ports.take().unwrap();
+        let taken = ports.take(&ErrorHandler::default()).unwrap();
         assert_eq!(taken.port, first);
-        assert!(ports.take().is_none(), "the next port is the first one's");
+        assert!(ports.take(&ErrorHandler::default()).is_none(), "the next port is the first one's");
         // As by the settings after SIGHUP.
-        assert!(ports.of_range(first + 1..=first + 1).take().is_none());
+        assert!(ports.of_range(first + 1..=first + 1).take(&ErrorHandler::default()).is_none());
         drop(taken);
-        assert_eq!(ports.of_range(first..=first).take().unwrap().port, first);
+        assert_eq!(ports.of_range(first..=first).take(&ErrorHandler::default()).unwrap().port, first);
     }
 
     #[test]
@@ -109,9 +117,9 @@ mod tests {
         let mut executor = Command::new("cat");
         executor.env(PORT, first.to_string()).env(TOKEN, "t").process_group(0);
         let mut executor = executor.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let while_it_lives = ports.take().is_none();
+        let while_it_lives = ports.take(&ErrorHandler::default()).is_none();
         drop(executor.stdin.take());
         executor.wait().unwrap();
-        assert!(while_it_lives && ports.take().is_some());
+        assert!(while_it_lives && ports.take(&ErrorHandler::default()).is_some());
     }
 }

@@ -18,6 +18,7 @@ use super::program;
 use super::security::SecurityChecks;
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
+use crate::ops::errors::ErrorHandler;
 use crate::proc::docker::Docker;
 use crate::proc::this;
 
@@ -44,6 +45,8 @@ pub struct ProcessBackend {
     pub end_grace: Duration,
     /// What is checked of the engine's host every few hours.
     pub security: Option<SecurityChecks>,
+    /// Is told of what goes wrong beside the end of an executor.
+    pub errors: ErrorHandler,
 }
 
 impl ProcessBackend {
@@ -62,6 +65,7 @@ impl ProcessBackend {
             settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
             security: None,
+            errors: ErrorHandler::default(),
         })
     }
 
@@ -86,7 +90,7 @@ impl ExecutorBackend for ProcessBackend {
         command.args(program::arguments(spec, &self.runner, self.arguments.as_deref()));
         program::environment(&mut command, spec, &self.settings);
         command.env("TMPDIR", folder);
-        let port = program::client_port(&mut command, self.client_ports.as_ref());
+        let port = program::client_port(&mut command, self.client_ports.as_ref(), &self.errors);
         let ended = program::run(command, spec, stop, self.end_grace);
         drop(port);
         ended

@@ -8,10 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
-use super::ports::{ClientPort, ClientPorts, PORT};
+use super::ports::{ClientPort, ClientPorts, PORT, PORTS};
 use super::said::Said;
 use super::settings::{ExecutorSettings, TOKEN};
 use crate::base::shutdown::{Level, Shutdown};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::proc::adopted::Adopted;
 use crate::proc::group::{GroupError, GroupRun};
 use crate::proc::ladder::Ladder;
@@ -58,11 +59,18 @@ pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec, settings: 
 }
 
 /// Gives another executor than ours a port for the clients of a streaming job, as long as the value lives.
-pub(super) fn client_port<'a>(command: &mut Command, ports: Option<&'a ClientPorts>) -> Option<ClientPort<'a>> {
-    let port = ports?.take();
+pub(super) fn client_port<'a>(
+    command: &mut Command,
+    ports: Option<&'a ClientPorts>,
+    errors: &ErrorHandler,
+) -> Option<ClientPort<'a>> {
+    let port = ports?.take(errors);
     match &port {
         Some(port) => drop(command.env(PORT, port.port.to_string())),
-        None => log::warn!("no port is free for the clients of a streaming job; the executor has to find one"),
+        None => {
+            let what = "none is free for the clients of a streaming job; the executor has to find one";
+            errors.report(ErrorClass::Rejected, PORTS, &what);
+        }
     }
     port
 }

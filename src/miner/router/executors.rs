@@ -9,6 +9,7 @@ use crate::base::ids::SessionId;
 use crate::base::now::Now;
 use crate::miner::executor_manager::{ExecutorEnd, ExecutorError, Leftover};
 use crate::miner::executor_pool::{Quarantine, SlotId};
+use crate::ops::errors::ErrorClass;
 use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
 use crate::protocol::stages::Stage;
 use crate::protocol::{ExecutorToMiner, GenericError, MinerToValidator, answer};
@@ -94,7 +95,8 @@ impl Router {
     /// What an executor could not say itself, as if it had.
     pub(super) fn spooled(&mut self, token: &str, frames: Vec<ExecutorFrame>, now: Now) {
         let Some(key) = self.tokens.get(token).cloned() else {
-            return log::warn!("a spooled result is dropped: its job is not known any more");
+            let what = "a result is dropped: its job is not known any more";
+            return self.error("spool", what.to_owned());
         };
         log::info!("job {}: {} messages of its executor were in the spool", key.uuid, frames.len());
         for frame in frames {
@@ -284,7 +286,8 @@ impl Router {
     }
 
     fn quarantine(&mut self, slot: SlotId, why: Quarantine) {
-        log::error!("a slot of class {} on host {} is in quarantine: {}", slot.class(), slot.host(), why.reason);
+        let what = format!("one of class {} on host {} is in quarantine: {}", slot.class(), slot.host(), why.reason);
+        self.trouble(ErrorClass::Fatal, "slots", what);
         self.out.push(Action::Count(Counted::Quarantined(why.what)));
         self.pool.quarantine(slot, why);
     }

@@ -12,6 +12,7 @@ use crate::miner::check::{Room, Trials, UNKNOWN};
 use crate::miner::executor_pool::{Busy, SlotCounts};
 use crate::miner::host::HostName;
 use crate::miner::placement::{Candidate, listed_name};
+use crate::ops::errors::ErrorClass;
 use crate::protocol::ExecutorClass;
 
 /// Why no host takes a job.
@@ -88,7 +89,8 @@ impl Router {
         let is_due = |due: &mut Instant| *due <= now.mono;
         for (name, host) in &mut self.hosts {
             if host.check_due.take_if(is_due).is_some() {
-                log::error!("host {name}: its check does not end, so no job is taken there");
+                let what = format!("host {name}: its check does not end, so no job is taken there");
+                self.out.push(Action::Error(ErrorClass::Reconnect, "host", what));
                 host.engine = Err("its check does not end".to_owned());
             }
             if host.reaper_due.take_if(is_due).is_some() {
@@ -191,13 +193,15 @@ impl Router {
     pub(super) fn host_failed(&mut self, name: HostName, why: &str, now: Now) {
         let Some(host) = self.hosts.get_mut(&name) else { return };
         if host.trials.failed(why, now.mono) {
-            log::error!("host {name} gets no job for a while: {}", host.trials.why().unwrap_or_default());
+            let what = format!("host {name} gets no job for a while: {}", host.trials.why().unwrap_or_default());
+            self.trouble(ErrorClass::Reconnect, "host", what);
         }
     }
 
     /// The machine of a job could not do its part.
     pub(super) fn machine_failed(&mut self, name: HostName, key: &JobKey, why: &str, now: Now) {
-        log::error!("job {}: host {name} could not do its part: {why}", key.uuid);
+        let what = format!("job {}: host {name} could not do its part: {why}", key.uuid);
+        self.trouble(ErrorClass::Fatal, "host", what);
         if let Some(host) = self.hosts.get_mut(&name) {
             host.trouble = Some(why.to_owned());
         }

@@ -11,6 +11,7 @@ use crate::base::ids::SessionId;
 use crate::base::limits::{JOB_UUID_BYTES, MINER_KEPT_BYTES, MINER_KEPT_JOBS};
 use crate::base::now::Now;
 use crate::base::shutdown::Level;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobParticipantType, JobRejectionReason, MinerToValidator, Receipt,
     ReceiptPayload, V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
@@ -211,7 +212,7 @@ impl Router {
         let waits = |job: &&mut MinerJob| matches!(job.phase, Phase::Storing(order) if order == number);
         let Some(job) = self.jobs.get_mut(&key).filter(waits) else {
             match result {
-                Err(why) => log::error!("job {}: a receipt was not stored: {why}", key.uuid),
+                Err(why) => self.error("receipt", format!("job {}: it was not stored: {why}", key.uuid)),
                 // With its job, which was declined in the meantime.
                 Ok((receipt, _))
                     if matches!(receipt.payload, ReceiptPayload::JobStarted(_)) && !self.jobs.contains_key(&key) =>
@@ -229,7 +230,8 @@ impl Router {
             }
             Ok((_, false)) => Some("this job was started here before".to_owned()),
             Err(why) => {
-                log::error!("job {}: cannot be accepted, its receipt was not stored: {why}", key.uuid);
+                let what = format!("job {}: cannot be accepted, it was not stored: {why}", key.uuid);
+                self.out.push(Action::Error(ErrorClass::Rejected, "receipt", what));
                 Some("the started-receipt could not be stored".to_owned())
             }
         };
@@ -287,7 +289,7 @@ impl Router {
 
     /// The miner itself fails a job.
     pub(super) fn fail(&mut self, key: &JobKey, reason: HordeFailureReason, message: String, now: Now) {
-        log::warn!("job {}: failed: {message}", key.uuid);
+        self.error("job", format!("job {}: failed: {message}", key.uuid));
         self.note(key, TraceEvent::Failed, message.clone());
         self.out.push(Action::Ended(key.clone(), "horde_failed"));
         let reported_by = JobParticipantType::Miner;
@@ -322,7 +324,8 @@ impl Router {
                 _ => None,
             });
             let Some((_, oldest)) = over.min() else { return };
-            log::warn!("job {}: its outcome is dropped: the validator has not been here to take it", oldest.uuid);
+            let what = format!("job {}: it is dropped: the validator has not been here to take it", oldest.uuid);
+            self.error("outcome", what);
             if let Some(job) = self.jobs.get_mut(&oldest) {
                 job.confirmed(News::End);
             }

@@ -78,7 +78,8 @@ impl Router {
         if self.breach.is_none()
             && let Some(breach) = self.pool.breach()
         {
-            log::error!("slots were lost or made, which is a mistake in this program: {breach}");
+            let what = format!("slots were lost or made, which is a mistake in this program: {breach}");
+            self.trouble(ErrorClass::Fatal, "slots", what);
             self.out.push(Action::Count(Counted::SlotBreach));
             self.breach = Some(breach);
         }
@@ -104,7 +105,12 @@ impl Router {
 
     /// A peer does what it may not: this piece of its work is given up.
     fn error(&mut self, place: &'static str, what: String) {
-        self.out.push(Action::Error(ErrorClass::Rejected, place, what));
+        self.trouble(ErrorClass::Rejected, place, what);
+    }
+
+    /// The error handler is told.
+    fn trouble(&mut self, class: ErrorClass, place: &'static str, what: String) {
+        self.out.push(Action::Error(class, place, what));
     }
 
     fn closed(&mut self, id: SessionId, now: Now) {

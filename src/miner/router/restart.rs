@@ -6,6 +6,7 @@ use super::saved::{self, Restored};
 use super::state::Router;
 use crate::base::now::Now;
 use crate::miner::executor_manager::{ExecutorSpec, Owner};
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{ExecutorClass, HordeFailureReason, MinerToValidator, V0AcceptJobRequest};
 use crate::store::miner::{JobChange, JobRow};
 
@@ -41,7 +42,8 @@ impl Router {
             match saved::read(row, &self.limits, now) {
                 Ok(restored) => self.take_back(restored, now),
                 Err(why) => {
-                    log::error!("job {uuid}: what was saved of it cannot be read, so it is forgotten: {why}");
+                    let what = format!("job {uuid}: what was saved of it cannot be read, so it is forgotten: {why}");
+                    self.trouble(ErrorClass::Fatal, "jobs of before", what);
                     self.forgotten.push(JobKey { validator, uuid });
                 }
             }
@@ -68,12 +70,12 @@ impl Router {
         let lease = match self.pool.reserve(host, class, job.placed.ready_by) {
             Ok(lease) => lease,
             Err(_) if !self.hosts.contains_key(&host) => {
-                log::error!(
+                let what = format!(
                     "job {}: its executor is lost, because host {host} is not in the settings any more; what there is \
                      of it there has the label phalanx.executor={}",
-                    key.uuid,
-                    job.placed.run
+                    key.uuid, job.placed.run
                 );
+                self.trouble(ErrorClass::Fatal, "jobs of before", what);
                 let loss = job.loss();
                 self.jobs.insert(key.clone(), job);
                 return self.fail_once(&key, loss, LOST_HOST.to_owned(), now);

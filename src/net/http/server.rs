@@ -20,6 +20,7 @@ use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
 use crate::net::admission::Origin;
 use crate::net::tls::ServerTls;
+use crate::ops::errors::ErrorHandler;
 use crate::ops::metrics::Metrics;
 
 /// The same handler for requests by one of `names`; others are answered with 421 or 403. Everybody may have `/healthz`:
@@ -93,7 +94,7 @@ impl HttpServer {
         let listener = KickableListener::new(tcp)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
         let shared = Arc::new(connection::Service::new(handler, limits, tls, Refusals(metrics.clone())));
-        let service = HttpService { name, listener, shared };
+        let service = HttpService { name, listener, shared, errors: ErrorHandler::new(metrics) };
         let acceptor = Acceptor::start(format!("{name}-http"), limits.places(), kick, service);
         Ok(Self { address, scheme, acceptor })
     }
@@ -122,6 +123,7 @@ impl HttpServer {
 
 struct HttpService {
     name: &'static str,
+    errors: ErrorHandler,
     listener: KickableListener,
     shared: Arc<connection::Service>,
 }
@@ -132,6 +134,10 @@ impl Service for HttpService {
 
     fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         self.listener.accept()
+    }
+
+    fn errors(&self) -> ErrorHandler {
+        self.errors.clone()
     }
 
     fn origin(&self, (_, peer): &(TcpStream, SocketAddr)) -> Origin {

@@ -1,5 +1,7 @@
 //! The kinds of causes. Pure.
 
+use crate::ops::errors::ErrorClass;
+
 /// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -34,6 +36,16 @@ impl Cause {
     pub const CERTIFICATE: Self = Self::NETWORK;
     /// A server is busy or the way to it is broken.
     pub const NETWORK_PASSING: Self = Self { fault: Fault::Network, passing: true };
+
+    /// What a loop does about it: tries again what passes, gives up what the job asks for and what a server cannot do,
+    /// and leaves to its operator what this machine lacks.
+    pub fn class(self) -> ErrorClass {
+        match (self.passing, self.fault) {
+            (true, _) => ErrorClass::Retry,
+            (false, Fault::Job | Fault::Network) => ErrorClass::Rejected,
+            (false, Fault::Operator) => ErrorClass::Fatal,
+        }
+    }
 
     /// What an HTTP status other than success says of a request that the job asked for (RFC 9110 section 15, RFC 6585):
     /// 408, 425, 429 and most of 5xx ask for another try; everything else will be the same then.

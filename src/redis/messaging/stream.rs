@@ -25,6 +25,7 @@ use crate::base::limits::{REDIS_STREAM_MESSAGES, REDIS_STREAM_READ};
 use crate::base::lock::{lock, wait_timeout};
 use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting_unless_noted;
+use crate::ops::errors::ErrorClass;
 use crate::redis::request::{Repeat, Request};
 use crate::redis::script::{Script, may};
 use crate::redis::subscriber::{Channel, Subscription};
@@ -433,8 +434,14 @@ impl StreamReceiver {
         }
         let request = Request::new(Repeat::Idempotent, deadline);
         match self.call(request.script(&ACKNOWLEDGE, &[&self.stream], &[&self.group, &id])) {
-            Ok(_) => log::error!("message {id} of the stream {} is dropped, it cannot be read: {error}", self.stream),
-            Err(error) => log::warn!("message {id} of the stream {} is not dropped yet: {error}", self.stream),
+            Ok(_) => {
+                let what = format_args!("message {id} of {} is dropped, it cannot be read: {error}", self.stream);
+                self.messaging.0.board.errors.report(ErrorClass::Rejected, "redis stream", &what);
+            }
+            Err(error) => {
+                let what = format_args!("message {id} of {} is not dropped yet: {error}", self.stream);
+                self.messaging.0.board.errors.report(error.class(), "redis stream", &what);
+            }
         }
     }
 

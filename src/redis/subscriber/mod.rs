@@ -28,6 +28,7 @@ use redis::{PushKind, Value};
 pub use self::channel::{Channel, Message};
 use self::channel::{Sink, Waiter};
 use self::session::{Sent, Session, bytes, text};
+use super::commander::{BEAT, ROUND_TIME};
 use super::config::RedisConfig;
 use super::connection::{Connection, Incoming};
 use super::error::RedisError;
@@ -43,6 +44,7 @@ use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_noted};
 use crate::net::wake::Wake;
+use crate::ops::health::Beat;
 use crate::ops::status::Board;
 
 /// Owns the thread. Dropping it kicks and joins the thread.
@@ -304,7 +306,10 @@ impl Drop for Runner {
 
 impl Runner {
     fn run(mut self) {
+        let wake = self.shared.wake.clone();
+        let beat = self.board.health.beat(BEAT, self.config.operation_time + ROUND_TIME, move || wake.raise());
         loop {
+            beat.come_round();
             let deadline = Instant::now() + self.config.operation_time;
             let error = match Connection::open(&self.config, deadline, &self.shared.shutdown, Level::Cancel) {
                 Err(error) => error,
@@ -312,21 +317,21 @@ impl Runner {
                     self.meters.connects.inc();
                     self.backoff.connected(Instant::now());
                     let mut session = self.begin(connection);
-                    let Err(error) = self.serve(&mut session) else { return };
+                    let Err(error) = self.serve(&mut session, &beat) else { return };
                     // The next connection proves it to them.
                     let waiting = session.token.take().map(|(_, waiters)| waiters);
                     lock(&self.shared.state).proofs.extend(waiting.unwrap_or_default());
                     error
                 }
             };
-            if !self.pause_after(&error) {
+            if !self.pause_after(&error, &beat) {
                 return;
             }
         }
     }
 
     /// Says that the subscriptions do not work, and waits before the next attempt; `false` if it is to stop.
-    fn pause_after(&mut self, error: &RedisError) -> bool {
+    fn pause_after(&mut self, error: &RedisError, beat: &Beat) -> bool {
         {
             let mut state = lock(&self.shared.state);
             if state.stopped {
@@ -342,6 +347,7 @@ impl Runner {
         let (now, unit) = (Instant::now(), self.rng.unit());
         let until = now + self.backoff.next_delay(now, unit);
         loop {
+            beat.come_round();
             if lock(&self.shared.state).stopped {
                 return false;
             }
@@ -379,8 +385,9 @@ impl Runner {
     }
 
     /// Serves one connection until it is lost; `Ok` when it is to stop.
-    fn serve(&mut self, session: &mut Session) -> Result<(), RedisError> {
+    fn serve(&mut self, session: &mut Session, beat: &Beat) -> Result<(), RedisError> {
         loop {
+            beat.come_round();
             if !self.take_changes(session) {
                 return Ok(());
             }

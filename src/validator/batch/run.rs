@@ -31,9 +31,10 @@ use crate::base::timer::TimerHandle;
 use crate::base::waits::{send, waiting};
 use crate::link::Outgoing;
 use crate::ops::errors::{ErrorClass, ErrorHandler};
+use crate::ops::metrics::Metrics;
 use crate::store::batch::{BatchJobRow, BatchJobState, BatchWrite, NO_JOB};
 use crate::transport::Dialer;
-use crate::validator::miner_client::{MinerEvent, MinerLink};
+use crate::validator::miner_client::{MinerEvent, MinerLink, miner_meters};
 use crate::validator::routing::MinerAddress;
 
 /// Events of all miners that wait for the batch: one each of its most miners. The links' threads wait beyond that, with
@@ -66,6 +67,7 @@ pub struct RunningBatch {
     progress: Arc<Mutex<BatchProgress>>,
     cancel: Shutdown,
     clock: Clock,
+    metrics: Metrics,
 }
 
 /// Why there is no line now.
@@ -112,6 +114,8 @@ impl RunningBatch {
         let limits = (config.max_spread, config.max_lag);
         let (seed, key, clock) = (config.seed, config.key.clone(), timer.clock().clone());
         let links = miners.iter().map(|_| None).collect();
+        let metrics = Metrics::new();
+        let dialer = miner_meters(&metrics).dialer(dialer);
         let batch = Batch::new(config, number, miners.clone(), (maker, judge), kept);
         let runner = Runner {
             events,
@@ -123,7 +127,7 @@ impl RunningBatch {
             requests,
             keeper,
             dialer,
-            errors: ErrorHandler::default(),
+            errors: ErrorHandler::new(&metrics),
             timer,
             clock: clock.clone(),
             links,
@@ -141,7 +145,7 @@ impl RunningBatch {
         let thread = spawn("val-batch", Kick::new("cancel signal", move || kick.cancel()), move || {
             runner.run(&stop, |ending, times, tally| Summary::new(seed, ending, tally, times, limits))
         });
-        Ok(Self { thread, lines: shown, progress, cancel, clock })
+        Ok(Self { thread, lines: shown, progress, cancel, clock, metrics })
     }
 
     /// The next line, in the order in which jobs end; those of a batch that goes on come first. Waits for `time` at
@@ -165,6 +169,11 @@ impl RunningBatch {
     /// Where it stands.
     pub fn progress(&self) -> BatchProgress {
         *lock(&self.progress)
+    }
+
+    /// What is counted of it, also after its end: connections to miners, messages, errors.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The signal whose cancel ends the batch early, within some ten seconds.
@@ -250,7 +259,7 @@ impl Runner {
             *lock(&self.progress) = self.batch.progress();
         }
         let took = self.took();
-        let Self { events, events_in, links, closing, keeper, lag, ending, .. } = self;
+        let Self { events, events_in, links, closing, keeper, lag, ending, errors, .. } = self;
         // First, so that links whose threads wait for room are freed.
         drop((events, events_in));
         let ending = ending.unwrap_or(Ending::Cancelled);
@@ -272,7 +281,7 @@ impl Runner {
         });
         let report = stopping.finish();
         if !report.stragglers().is_empty() {
-            log::error!("the batch leaves threads behind: {report}");
+            errors.report(ErrorClass::Fatal, "end of the batch", &format_args!("threads are left behind: {report}"));
         }
         result
     }
@@ -368,7 +377,7 @@ impl Runner {
     }
 
     fn disk_failed(&mut self) {
-        log::error!("the batch ends, because its results cannot be kept");
+        self.errors.report(ErrorClass::Fatal, "results", &"the batch ends, because they cannot be kept");
         self.feed(Input::Cancel, self.clock.now_and_wall());
     }
 

@@ -136,6 +136,7 @@ impl Summary {
             "lag_ms": millis(self.lag),
             "seconds": self.took.as_secs_f64(),
             "flagged": self.is_flagged(),
+            "ending": self.ending.as_str(),
         });
         json!({"summary": summary}).to_string()
     }
@@ -226,7 +227,8 @@ mod tests {
         let summary = summary(&[line(1), line(2), refused], 3);
         let json: Value = serde_json::from_str(&summary.to_json()).unwrap();
         let keys: Vec<&str> = json["summary"].as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys.join(" "), "seed jobs outcomes send_spread_ms lag_ms seconds flagged");
+        assert_eq!(keys.join(" "), "seed jobs outcomes send_spread_ms lag_ms seconds flagged ending");
+        assert_eq!(json["summary"]["ending"], "complete");
         assert_eq!(json["summary"]["outcomes"], json!({"completed": 2, "refused": 1}));
         assert_eq!(json["summary"]["send_spread_ms"], json!({"p50": 0.0, "p99": 0.1, "max": 0.1}));
         assert_eq!((&json["summary"]["jobs"], &json["summary"]["lag_ms"]), (&json!(2), &json!(3.0)));

@@ -8,6 +8,7 @@ use super::job::{Job, JobHandler, guarded, turn_away};
 use crate::base::clock::now;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::protocol::{JobRejectionReason, SignedRequest, V0JobCheated, V2JobRequest};
 use crate::validator::authorization::{Signers, Unauthorized};
 use crate::validator::ledger::{Delivery, NotAdmitted, ReportSigned};
@@ -25,6 +26,7 @@ pub(super) struct Checker {
     pub(super) signers: Signers,
     /// That of the jobs.
     pub(super) stop: Shutdown,
+    pub(super) errors: ErrorHandler,
 }
 
 impl Checker {
@@ -70,7 +72,10 @@ impl Checker {
         });
         match judged {
             Ok(miner) => guarded("report of cheating", || self.handler.cheated(uuid, miner)),
-            Err(why) => log::warn!("job {uuid}: a report of cheating is ignored: {why}"),
+            Err(why) => {
+                let what = format_args!("job {uuid}: it is ignored: {why}");
+                self.errors.report(ErrorClass::Rejected, "report of cheating", &what);
+            }
         }
     }
 }

@@ -74,7 +74,8 @@ impl Intake {
             Inbound::Job { bytes, request } => self.job(bytes, request),
             Inbound::Cheated { bytes, report } => {
                 if self.checks.push(bytes, Check::Cheated(report)).is_err() {
-                    log::warn!("facilitator: a report of cheating is ignored: too much waits for its check");
+                    let what = "it is ignored: too much waits for its check";
+                    self.shared.board.errors.report(ErrorClass::Rejected, "report of cheating", &what);
                 }
             }
             // Nothing is sent back for a frame that cannot be read, as the Python validator does.

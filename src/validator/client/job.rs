@@ -1,5 +1,6 @@
 //! A job as whoever runs it holds it: offered, then running, ending in exactly one terminal status.
 
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::panic_message;
 use crate::identity::PublicKey;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobRejectionReason, JobStatus, JobStatusMetadata,
     StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
@@ -96,7 +98,20 @@ impl Line {
     }
 
     pub(in crate::validator) fn end(&self, uuid: &str, outcome: Outcome) -> Result<Ticket, UpdateError> {
-        self.delivery.end(self.number, end_message(uuid, outcome))
+        self.delivery
+            .end(self.number, end_message(uuid, outcome, |what| self.trouble(ErrorClass::Rejected, uuid, what)))
+    }
+
+    /// The error handler is told.
+    pub(in crate::validator) fn trouble(&self, class: ErrorClass, uuid: &str, what: &dyn Display) {
+        self.delivery.trouble(class, &format_args!("job {uuid}: {what}"));
+    }
+
+    /// As [`Line::end`]; trouble is told.
+    pub(in crate::validator) fn end_anyway(&self, uuid: &str, outcome: Outcome) {
+        if let Err(error) = self.end(uuid, outcome) {
+            self.trouble(ErrorClass::Rejected, uuid, &error);
+        }
     }
 
     /// As [`Line::end`], for a message that somebody else has written.
@@ -119,8 +134,9 @@ impl Line {
     }
 }
 
-/// The message that tells how a job ended; a result that is too large for one is replaced by a failure that says so.
-pub(in crate::validator) fn end_message(uuid: &str, outcome: Outcome) -> EndMessage {
+/// The message that tells how a job ended; a result that is too large for one is replaced by a failure that says so,
+/// which `tell` is told too.
+pub(in crate::validator) fn end_message(uuid: &str, outcome: Outcome, tell: impl FnOnce(&dyn Display)) -> EndMessage {
     let end = outcome.into_message(uuid);
     if end.text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
         return end;
@@ -130,7 +146,7 @@ pub(in crate::validator) fn end_message(uuid: &str, outcome: Outcome) -> EndMess
          bytes, this one has {}",
         end.text.len()
     );
-    log::error!("job {uuid}: {why}");
+    tell(&why);
     Outcome::horde_failed(HordeFailureReason::GenericError, why).into_message(uuid)
 }
 
@@ -143,7 +159,7 @@ pub(super) fn turn_away(
     why: impl Into<String>,
 ) {
     if let Err(error) = delivery.end(number, Outcome::rejected(reason, why).into_message(uuid)) {
-        log::error!("{error}");
+        delivery.trouble(ErrorClass::Rejected, &error);
     }
 }
 
@@ -184,11 +200,9 @@ impl LeftJob {
 impl Drop for LeftJob {
     fn drop(&mut self) {
         let Some(line) = self.line.take() else { return };
-        log::warn!("job {}: the validator ended while it ran", self.uuid);
         let why = "the validator ended while the job ran, and the job cannot be resumed";
-        if let Err(error) = line.end(&self.uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why)) {
-            log::error!("job {}: {error}", self.uuid);
-        }
+        line.trouble(ErrorClass::Rejected, &self.uuid, &why);
+        line.end_anyway(&self.uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why));
     }
 }
 
@@ -232,9 +246,7 @@ impl Job {
 
     fn turn_away(&mut self, reason: JobRejectionReason, why: String) {
         let Some(inner) = self.inner.take() else { return };
-        if let Err(error) = inner.line.end(&inner.request.uuid, Outcome::rejected(reason, why)) {
-            log::error!("{error}");
-        }
+        inner.line.end_anyway(&inner.request.uuid, Outcome::rejected(reason, why));
     }
 }
 
@@ -301,7 +313,7 @@ impl RunningJob {
     /// As [`RunningJob::step`], for a job that goes on whatever becomes of the report; trouble is logged.
     pub fn report(&self, status: JobStatus) {
         if let Err(error) = self.step(status) {
-            log::error!("job {}: {status} is not reported: {error}", self.inner.request.uuid);
+            self.trouble(ErrorClass::Rejected, &format_args!("{status} is not reported: {error}"));
         }
     }
 
@@ -333,6 +345,16 @@ impl RunningJob {
         }
     }
 
+    /// Reports the end, without waiting for the disk; trouble is told.
+    pub(in crate::validator) fn end_anyway(mut self, outcome: Outcome) {
+        self.ended = true;
+        self.inner.line.end_anyway(&self.inner.request.uuid, outcome);
+    }
+
+    fn trouble(&self, class: ErrorClass, what: &dyn Display) {
+        self.inner.line.trouble(class, &self.inner.request.uuid, what);
+    }
+
     fn finish(&mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
         self.ended = true;
         self.inner.line.end(&self.inner.request.uuid, outcome)
@@ -361,9 +383,7 @@ impl Drop for RunningJob {
             message: "the validator's job driver ended without an outcome".to_owned(),
             context: json!({"panicking": std::thread::panicking()}).as_object().cloned(),
         });
-        if let Err(error) = self.finish(outcome) {
-            log::error!("{error}");
-        }
+        self.inner.line.end_anyway(&self.inner.request.uuid, outcome);
     }
 }
 
@@ -415,7 +435,7 @@ impl Reports for RunningJob {
 
     fn streaming_ready(&self, details: StreamingServerDetails) {
         if let Err(error) = RunningJob::streaming_ready(self, details) {
-            log::error!("job {}: {error}", self.inner.request.uuid);
+            self.trouble(ErrorClass::Rejected, &error);
         }
     }
 
@@ -432,9 +452,9 @@ impl Reports for RunningJob {
     }
 
     fn end(self, outcome: Outcome) {
-        let uuid = self.inner.request.uuid.clone();
+        let (uuid, delivery) = (self.inner.request.uuid.clone(), self.inner.line.delivery.clone());
         if let Err(error) = self.end_and_wait(outcome) {
-            log::error!("job {uuid}: {error}");
+            delivery.trouble(ErrorClass::Retry, &format_args!("job {uuid}: {error}"));
         }
     }
 

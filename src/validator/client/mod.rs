@@ -150,7 +150,8 @@ impl FacilitatorClient {
             guarded("left", || handler.left(left));
         }
         let signers = Signers::new(config.key.public(), config.trusted_signers, config.max_signature_age);
-        let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
+        let errors = board.errors.clone();
+        let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone(), errors };
         let bounds = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         let named = ("val-check", "job requests to check");
         let watched = (&board.health, "checks", CHECKS_TIME);

@@ -117,7 +117,8 @@ impl Drive {
             (Input::Reserved(Ok(miner)), None) => self.connect(miner, now),
             (Input::Reserved(Err(why)), None) => self.nobody(why),
             (Input::NotSent(why), None) => {
-                log::warn!("job {}: the miner gets no finished-receipt: {why}", self.request.uuid);
+                let what = format!("job {}: the miner does not get it: {why}", self.request.uuid);
+                self.out.push(Action::Error("finished-receipt", what));
             }
             // What comes after the end of an attempt concerns nobody.
             (_, None) => {}

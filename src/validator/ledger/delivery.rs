@@ -310,6 +310,11 @@ impl Delivery {
         Ticket { delivery: self.clone(), version: lock(&self.0.state).ledger.version() }
     }
 
+    /// Tells the error handler of an update that is not passed on, or not on disk.
+    pub(in crate::validator) fn trouble(&self, class: ErrorClass, what: &dyn fmt::Display) {
+        self.0.errors.report(class, "job update", what);
+    }
+
     /// Notes which miner has a job.
     pub fn ran_on(&self, job: u64, miner: PublicKey) {
         let mut state = lock(&self.0.state);

@@ -49,13 +49,15 @@ pub fn open(
     let restored: Vec<Outgoing> = recovered.map_or_else(Vec::new, |recovered| {
         if let Some(damage) = &recovered.damage {
             let (what, aside) = (&damage.what, damage.kept_aside.display());
-            log::error!("state folder: {what}; at least {} records are lost, the files are kept: {aside}", damage.lost);
+            let what = format_args!("{what}; at least {} records are lost, the files are kept: {aside}", damage.lost);
+            board.errors.report(ErrorClass::Fatal, "state folder", &what);
         }
         ledger.restore(
             recovered.records.iter().filter_map(|(number, bytes)| {
                 let record = JobRecord::decode(bytes);
                 if let Err(error) = &record {
-                    log::error!("state folder: row {number} is ignored: {error}");
+                    let what = format_args!("row {number} is ignored: {error}");
+                    board.errors.report(ErrorClass::Rejected, "state folder", &what);
                 }
                 Some((*number, record.ok()?))
             }),

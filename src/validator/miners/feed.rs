@@ -16,6 +16,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::redact::OneLine;
 use crate::validator::routing::MinerAddress;
 
@@ -71,18 +72,19 @@ impl MinerFeed {
     /// Keeps `set` informed of each new list of `source`, of which `known` miners are known already. `stop` is the
     /// signal that interrupts the source: it is the feed's own, which it cancels.
     ///
-    /// A list that cannot be used, or names nobody, changes nothing; the log and [`FeedHandle::status`] say why.
+    /// A list that cannot be used, or names nobody, changes nothing; `errors` and [`FeedHandle::status`] say why.
     pub fn start(
         mut source: Box<dyn MinerSource>,
         known: usize,
         stop: Shutdown,
         set: impl Fn(Vec<MinerAddress>) + Send + 'static,
+        errors: &ErrorHandler,
     ) -> Self {
         let state = FeedState { origin: source.origin(), miners: known, at: Instant::now(), last_error: None };
         // One question waits; another would be answered by the same look.
         let (ask, asked) = bounded(1);
         let handle = FeedHandle { ask, state: Arc::new(Mutex::new(state)) };
-        let (state, kicked) = (handle.state.clone(), stop.clone());
+        let (state, kicked, errors) = (handle.state.clone(), stop.clone(), errors.clone());
         let kick = Kick::new("its signal", move || kicked.cancel());
         let thread = spawn("miners", kick, move || {
             while let Some(by_signal) = next(&asked, source.as_mut(), &stop) {
@@ -90,7 +92,7 @@ impl MinerFeed {
                 if stop.is_set() {
                     return;
                 }
-                note(&state, look, by_signal, &set);
+                note(&state, look, by_signal, &set, &errors);
             }
         });
         Self { thread: Some(thread), handle }
@@ -162,6 +164,7 @@ fn note(
     look: Result<Option<Vec<MinerAddress>>, MinersError>,
     by_signal: bool,
     set: &dyn Fn(Vec<MinerAddress>),
+    errors: &ErrorHandler,
 ) {
     let why = if by_signal { "SIGHUP: " } else { "" };
     match look {
@@ -182,7 +185,8 @@ fn note(
             let error = error.to_string();
             let mut state = lock(state);
             if by_signal || state.last_error.as_ref() != Some(&error) {
-                log::error!("{why}the miners stay as they are: {}", OneLine(&error));
+                let what = format_args!("{why}the miners stay as they are: {}", OneLine(&error));
+                errors.report_of(ErrorClass::Reconnect, "list of miners", why, &what);
             }
             state.last_error = Some(error);
         }

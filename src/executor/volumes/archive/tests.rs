@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::shutdown::Shutdown;
+use crate::ops::errors::ErrorHandler;
 use std::io::{Cursor, Write};
 use std::time::{Duration, Instant};
 use zip::write::SimpleFileOptions;
@@ -18,7 +19,8 @@ fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
 fn unpack_with(bytes: &[u8], limits: ArchiveLimits) -> (Result<(), ArchiveError>, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let token = Shutdown::new();
-    let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
+    let bounds =
+        Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60), errors: &ErrorHandler::default() };
     let into = folder.path().join("in");
     let space = &mut Space::new(u64::MAX);
     let result = unpack(Cursor::new(bytes), bytes.len() as u64, &into, (limits, space), bounds);
@@ -236,7 +238,8 @@ fn what_the_job_has_no_room_for_is_not_written() {
     let bytes = archive(&[("a", &[7; 600]), ("b", &[7; 600])]);
     let folder = tempfile::tempdir().unwrap();
     let token = Shutdown::new();
-    let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
+    let bounds =
+        Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60), errors: &ErrorHandler::default() };
     let mut space = Space::new(2_000);
     let mut unpack = |name: &str| {
         let room = (ArchiveLimits::default(), &mut space);
@@ -267,7 +270,7 @@ fn deadline_and_cancel_end_it() {
     let folder = tempfile::tempdir().unwrap();
     let token = Shutdown::new();
     let run = |deadline| {
-        let bounds = Bounds { token: &token, deadline };
+        let bounds = Bounds { token: &token, deadline, errors: &ErrorHandler::default() };
         let room = (ArchiveLimits::default(), &mut Space::new(u64::MAX));
         unpack(Cursor::new(&bytes), 100, folder.path(), room, bounds).unwrap_err()
     };

@@ -33,7 +33,7 @@ impl Batch {
                 return self.end_miner(miner, BatchOutcome::HordeFailed, "the batch that goes on has no room for it");
             }
             if planned.len() > share {
-                log::warn!("miner {hotkey} gets {share} of {} jobs, its share of the batch", planned.len());
+                log::info!("miner {hotkey} gets {share} of {} jobs, its share of the batch", planned.len());
             }
             for (place, job) in planned.into_iter().take(share).enumerate() {
                 let uuid = uuid_of(self.number, &hotkey, place, 1);

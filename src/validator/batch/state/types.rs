@@ -84,6 +84,17 @@ pub enum Ending {
     Aborted,
 }
 
+impl Ending {
+    /// In lower case, as in the summary.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Cancelled => "cancelled",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// Where a batch stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BatchProgress {

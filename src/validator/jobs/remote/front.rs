@@ -24,6 +24,7 @@ use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
 use crate::celery::{AppConfig, CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
 use crate::identity::PublicKey;
 use crate::ops::errors::ErrorClass;
+use crate::ops::health::Pulse;
 use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
@@ -43,6 +44,9 @@ const LAST_NEWS: Duration = Duration::from_secs(30);
 
 /// Longest that a batch of jobs may take to be given to Redis: their wait for the disk, and no other.
 const HAND_OVER_TIME: Duration = DISK_TIME.saturating_add(Duration::from_secs(30));
+
+/// Longest that an event may take, without the waits for the disk and for Redis.
+const EVENT_TIME: Duration = Duration::from_secs(10);
 
 /// A pause after trouble with Redis or the disk.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -73,6 +77,8 @@ struct FrontShared {
     board: Board,
     state: Mutex<FrontState>,
     hand_over: WorkQueueHandle<HandedOver>,
+    /// Of `val-events`. While that waits for events it promises nothing: the thread of its connection does.
+    pulse: Pulse,
     /// Drain: nothing is tried again any more.
     closing: Shutdown,
     /// Taken by the stop.
@@ -256,6 +262,7 @@ impl Front {
                 board: board.clone(),
                 state: Mutex::default(),
                 hand_over: hand_over.handle(),
+                pulse: board.health.pulse("events"),
                 closing: Shutdown::new(),
                 threads: Mutex::new(Some(FrontThreads {
                     celery,
@@ -291,7 +298,7 @@ impl Front {
                 continue;
             }
             if let Err(error) = known {
-                log::warn!("job {}: {error}", job.uuid);
+                self.trouble(ErrorClass::Retry, &format_args!("job {}: {error}", job.uuid));
             }
             self.submit(job);
         }
@@ -353,7 +360,7 @@ impl Front {
     /// Redis would not have a job, which is tried again as long as it may wait for a worker.
     fn submit_again(&self, job: HandedOver, error: &RedisError) {
         let uuid = job.uuid.clone();
-        log::warn!("job {uuid}: not handed to the workers yet: {error}");
+        self.trouble(error.class(), &format_args!("job {uuid}: not handed to the workers yet: {error}"));
         let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
         self.0.board.health.down(HAND_OVER, format!("{error}{advice}"));
         let weak = Arc::downgrade(&self.0);
@@ -388,7 +395,9 @@ impl Front {
             }
             Err(TaskError::Revoked { reason }) => format!("the job was revoked: {reason}"),
             Err(TaskError::NotSent(_) | TaskError::Stopped) => return,
-            Err(error) => return log::warn!("job {uuid}: the result of its task: {error}"),
+            Err(error) => {
+                return self.trouble(error.class(), &format_args!("job {uuid}: the result of its task: {error}"));
+            }
         };
         self.end(uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why), true);
     }
@@ -421,9 +430,7 @@ impl Front {
     /// Ends a job that its worker has not ended; with `cancel` its task is revoked.
     fn end(&self, uuid: &Arc<str>, outcome: Outcome, cancel: bool) {
         let Some(held) = self.forget(uuid) else { return };
-        if let Err(error) = held.line.end(uuid, outcome) {
-            log::error!("job {uuid}: {error}");
-        }
+        held.line.end_anyway(uuid, outcome);
         self.over(held);
         if cancel {
             self.revoke(uuid);
@@ -475,15 +482,26 @@ impl Front {
 
     fn revoke(&self, uuid: &Arc<str>) {
         let deadline = Instant::now() + self.0.config.redis.operation_time;
-        let of = uuid.clone();
+        let (of, front) = (uuid.clone(), Arc::downgrade(&self.0));
         let sent = self.0.celery.submit_revoke(&[uuid], &Terminate::Term, deadline, move |sent| {
-            if let Err(error) = sent {
-                log::warn!("job {of}: the workers were not notified that it is revoked: {error}");
+            if let Some((error, front)) = sent.err().zip(front.upgrade().map(Front)) {
+                let what = format_args!("job {of}: the workers were not notified that it is revoked: {error}");
+                front.trouble(error.class(), &what);
             }
         });
         if let Err(error) = sent {
-            log::warn!("job {uuid}: the workers are not notified that it is revoked: {error}");
+            let what = format_args!("job {uuid}: the workers are not notified that it is revoked: {error}");
+            self.trouble(error.class(), &what);
         }
+    }
+
+    /// An event, or a part of one, is given up; each kind has a line of its own.
+    fn dropped(&self, kind: &'static str, what: &dyn std::fmt::Display) {
+        self.0.board.errors.report_of(ErrorClass::Rejected, "val-events", kind, what);
+    }
+
+    fn trouble(&self, class: ErrorClass, what: &dyn std::fmt::Display) {
+        self.0.board.errors.report(class, "val-events", what);
     }
 
     /// Asks Redis, when all that was in the stream is known, which of the jobs of an earlier process the workers have.
@@ -508,11 +526,15 @@ impl Front {
                     lock(&front.0.state).left.retain(|uuid| !jobs.contains(uuid));
                     jobs.iter().zip(known.chunks(2)).for_each(|(uuid, known)| front.left_is(uuid, known));
                 }
-                Err(error) => log::warn!("Redis does not say which jobs the workers still have: {error}"),
+                Err(error) => {
+                    let what = format_args!("Redis does not say which jobs the workers still have: {error}");
+                    front.trouble(error.class(), &what);
+                }
             }
         });
         if let Err(error) = asked {
-            log::warn!("Redis is not asked which jobs the workers still have: {error}");
+            let what = format_args!("Redis is not asked which jobs the workers still have: {error}");
+            self.trouble(error.class(), &what);
         }
     }
 
@@ -552,15 +574,25 @@ impl Front {
             let problem = match receiver.recv_all(until) {
                 Ok(batch) if batch.is_empty() => continue,
                 Ok(batch) => match self.take(&mut receiver, &batch) {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        self.0.pulse.done();
+                        continue;
+                    }
                     Err(NotRecorded) => return,
                 },
                 Err(RedisError::Stopped) => return,
                 Err(problem) => problem,
             };
-            self.0.board.errors.report(problem.class(), "val-events", &problem);
+            self.trouble(problem.class(), &problem);
             closing.wait(PAUSE);
         }
+    }
+
+    /// Promises that `val-events` comes round anew. A disk, a facilitator or a Redis that is away makes its work late,
+    /// and is told; the thread comes round all the same.
+    fn at_work(&self) {
+        self.0.pulse.done();
+        self.0.pulse.begin(Instant::now() + EVENT_TIME + self.0.config.redis.operation_time);
     }
 
     /// Records events, and deletes them when they are on disk.
@@ -568,20 +600,23 @@ impl Front {
         let closing = &self.0.closing;
         let mut ticket = None;
         for delivery in batch {
+            self.at_work();
             ticket = self.record(delivery)?.or(ticket);
         }
         while let Some(Err(error)) = ticket.as_ref().map(|ticket| ticket.wait(Instant::now() + PAUSE)) {
-            log::warn!("the workers' messages wait for the disk: {error}");
+            self.trouble(ErrorClass::Retry, &format_args!("the workers' messages wait for the disk: {error}"));
+            self.at_work();
             if closing.wait(PAUSE) {
                 return Err(NotRecorded);
             }
         }
         loop {
+            self.at_work();
             let deadline = Instant::now() + self.0.config.redis.operation_time;
             match receiver.acknowledge_all(batch, deadline) {
                 Ok(()) => return Ok(()),
                 Err(RedisError::Stopped) => return Err(NotRecorded),
-                Err(error) => self.0.board.errors.report(error.class(), "val-events", &error),
+                Err(error) => self.trouble(error.class(), &error),
             }
             if closing.wait(PAUSE) {
                 return Err(NotRecorded);
@@ -594,7 +629,8 @@ impl Front {
         let event: Event = match serde_json::from_slice(&delivery.payload) {
             Ok(event) => event,
             Err(error) => {
-                log::error!("event {} is dropped, it cannot be read: {error}", delivery.id);
+                let what = format_args!("event {} is dropped, it cannot be read: {error}", delivery.id);
+                self.dropped("event", &what);
                 return Ok(None);
             }
         };
@@ -619,7 +655,10 @@ impl Front {
             News::RunsOn { miner } => {
                 match PublicKey::from_ss58(&miner) {
                     Ok(miner) => line.runs_on(miner),
-                    Err(error) => log::error!("job {uuid}: its miner {miner:?} is no hotkey: {error}"),
+                    Err(error) => {
+                        let what = format_args!("job {uuid}: its miner {miner:?} is no hotkey: {error}");
+                        self.dropped("miner", &what);
+                    }
                 }
                 Ok(Some(line.last_ticket()))
             }
@@ -635,11 +674,13 @@ impl Front {
                     Ok(None)
                 }
                 Ok(_) => {
-                    log::error!("job {uuid}: a worker sent a message that is not about this job: {text:.200}");
+                    let what = "a worker sent a message that is not about this job";
+                    self.dropped("other job", &format_args!("job {uuid}: {what}: {text:.200}"));
                     Ok(None)
                 }
                 Err(error) => {
-                    log::error!("job {uuid}: a worker's message cannot be read: {error}");
+                    let what = format_args!("job {uuid}: a worker's message cannot be read: {error}");
+                    self.dropped("message", &what);
                     Ok(None)
                 }
             },
@@ -676,7 +717,7 @@ impl Front {
                     let outcome = Outcome::horde_failed(HordeFailureReason::GenericError, error.to_string());
                     break Some(line.end(uuid, outcome).unwrap_or_else(|_| line.last_ticket()));
                 }
-                Err(UpdateError::Full { .. }) if !self.0.closing.is_set() => {}
+                Err(UpdateError::Full { .. }) if !self.0.closing.is_set() => self.at_work(),
                 Err(UpdateError::Full { .. }) => return Err(NotRecorded),
                 Err(error) => {
                     // What a worker that took over says once more.

@@ -3,6 +3,7 @@
 //! Owner: [`JobWorker`]. Its threads are those of a Celery worker, of which each `cel-work-n` runs a job at a time, and
 //! a commander `job-cmd` for the events of the fronts.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::celery::worker::{
     Args, CeleryWorker, Registry, TaskCx, TaskError, WorkerConfig, WorkerError, WorkerHandle, WorkerReport,
 };
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
 use crate::ops::status::Board;
 use crate::protocol::{
@@ -204,6 +206,7 @@ struct WorkerShared {
     operation_time: Duration,
     outbox: Outbox,
     jobs: Jobs,
+    errors: ErrorHandler,
 }
 
 impl std::fmt::Debug for WorkerShared {
@@ -262,6 +265,7 @@ impl JobWorker {
             operation_time: redis.operation_time,
             outbox: Outbox::new(commander.handle(), timer, board.clone(), patience),
             jobs: board.jobs.clone(),
+            errors: board.errors.clone(),
         });
         let running = shared.clone();
         let registry = Registry::new().register(EXECUTE_JOB, move |cx, args| execute(&running, cx, args));
@@ -357,7 +361,7 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
     }
     let authorized = match (authorized, claim) {
         (Ok(_), Some(Claim::Ended)) => {
-            log::warn!("job {uuid}: not run, it has ended");
+            shared.trouble(ErrorClass::Rejected, &uuid, &"not run, it has ended");
             return match front {
                 Some(_) => Ok(json!({"uuid": uuid, "status": null})),
                 // A worker may have died before Celery had the result, and a producer has no other news of the job.
@@ -370,7 +374,7 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
     let request = match authorized {
         Ok(authorized) => authorized,
         Err(why) => {
-            log::warn!("job {uuid}: not run, by its signature: {why}");
+            shared.trouble(ErrorClass::Rejected, &uuid, &format_args!("not run, by its signature: {why}"));
             let outcome = Outcome::rejected(JobRejectionReason::InvalidSignature, why);
             return end_job(shared, cx, front.as_deref(), &uuid, outcome).ok_or(TaskError::Cancelled);
         }
@@ -410,7 +414,8 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
 
 /// Tells the end of a job to its front, and gives the result of its task; `None` if a cancel came before Redis had it.
 fn end_job(shared: &WorkerShared, cx: &TaskCx, front: Option<&str>, uuid: &str, outcome: Outcome) -> Option<Value> {
-    let EndMessage { status, reason, text } = end_message(uuid, outcome);
+    let EndMessage { status, reason, text } =
+        end_message(uuid, outcome, |what| shared.trouble(ErrorClass::Rejected, uuid, what));
     log::info!("job {uuid}: ended as {status}, reason {}", reason.unwrap_or("none"));
     shared.jobs.end(uuid, status.as_str(), reason);
     let Some(front) = front else {
@@ -423,7 +428,7 @@ fn end_job(shared: &WorkerShared, cx: &TaskCx, front: Option<&str>, uuid: &str, 
         recv(shared.outbox.delivered(number)) -> _ => Some(json!({"uuid": uuid, "status": status.as_str()})),
         recv(cx.cancel().cancel_receiver()) -> _ => {
             // The front may not know of it, so the task has not ended either.
-            log::warn!("job {uuid}: its end is not in Redis, another worker finds it again");
+            shared.trouble(ErrorClass::Cancelled, uuid, &"its end is not in Redis, another worker finds it again");
             None
         }
     }
@@ -443,6 +448,10 @@ fn stub(job: RemoteJob<'_>, stage_time: Duration) {
 }
 
 impl WorkerShared {
+    fn trouble(&self, class: ErrorClass, uuid: &str, what: &dyn Display) {
+        self.errors.report(class, "job", &format_args!("job {uuid}: {what}"));
+    }
+
     /// What Redis knows of the job; with a good signature, that is claimed for the job. Blocks until Redis says so, or
     /// the task is cancelled.
     fn known(
@@ -457,7 +466,10 @@ impl WorkerShared {
             let ask = claim::begin(uuid, signed, now(), Instant::now() + self.operation_time);
             match self.commands.call(ask).and_then(|answer| claim::known(uuid, answer)) {
                 Ok(known) => return Ok(known),
-                Err(error) => log::warn!("job {uuid}: Redis does not say whether it is to run: {error}"),
+                Err(error) => {
+                    let what = format_args!("Redis does not say whether it is to run: {error}");
+                    self.trouble(error.class(), uuid, &what);
+                }
             }
             cx.sleep(PAUSE)?;
         }
@@ -466,7 +478,8 @@ impl WorkerShared {
     /// Notes in Redis that the job has ended; blocks until it has that, for the time of an operation at most.
     fn ended(&self, job: &Authorized) {
         if let Err(error) = self.commands.call(claim::end(job, Instant::now() + self.operation_time)) {
-            log::warn!("job {}: Redis does not know that it has ended, it could be begun again: {error}", job.uuid);
+            let what = format_args!("Redis does not know that it has ended, it could be begun again: {error}");
+            self.trouble(error.class(), &job.uuid, &what);
         }
     }
 }
