@@ -23,7 +23,7 @@ pub use crate::base::timer::Timer;
 #[cfg(feature = "celery")]
 pub use crate::celery::worker::{CeleryWorker, Registry, TaskCx, WorkerConfig};
 #[cfg(feature = "celery")]
-pub use crate::celery::{CeleryClient, CeleryConfig, PendingResult, Task};
+pub use crate::celery::{Canvas, CeleryClient, CeleryConfig, PendingResult, Task};
 #[cfg(feature = "roles")]
 pub use crate::executor::RunnerKind;
 #[cfg(feature = "roles")]

@@ -258,6 +258,18 @@ pub const CELERY_JSON_LEVELS: usize = 208;
 /// Bytes of a task's stored result, packed or not: as much as a status update of the facilitator link may have.
 pub const CELERY_RESULT_BYTES: usize = FACILITATOR_LINK_MESSAGE_BYTES;
 
+/// Tasks of one canvas: at 1 KiB each 64 MiB, and one script of some 100 ms for those that begin.
+pub const CELERY_CANVAS_TASKS: usize = 65_536;
+
+/// Levels of canvases in one another: each is four levels of JSON.
+pub const CELERY_CANVAS_LEVELS: usize = CELERY_JSON_LEVELS / 4;
+
+/// Canvases that one task calls; each may be a group.
+pub const CELERY_CALLS: usize = 1024;
+
+/// Bytes of all messages that begin one canvas: two of the largest, or 1 KiB for each of the most tasks.
+pub const CELERY_CANVAS_BYTES: usize = 64 << 20;
+
 /// Messages that a Celery worker holds at a time whose time has come: at 2 KiB each 8 MiB, and a renewal of all of them
 /// is one script of some 10 ms.
 pub const CELERY_PREFETCH: usize = 4096;

@@ -96,6 +96,11 @@ impl Keyspace {
         format!("{}celery-task-meta-{task_id}", self.results)
     }
 
+    /// Where the results of a group are named, and the start of the keys of its chord.
+    pub fn group(&self, group_id: &str) -> String {
+        format!("{}celery-taskset-meta-{group_id}", self.results)
+    }
+
     /// The channel of a fanout exchange in the database `db`.
     pub fn fanout(&self, db: i64, exchange: &str) -> String {
         format!("{}/{db}.{exchange}", self.prefix)

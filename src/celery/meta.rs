@@ -1,5 +1,6 @@
 //! Results as Celery's Redis back end stores and publishes them under `celery-task-meta-<id>`. Pure.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -134,7 +135,7 @@ impl Exception {
         }
     }
 
-    fn read(value: &Value) -> Option<Self> {
+    pub(super) fn read(value: &Value) -> Option<Self> {
         let map = value.as_object()?;
         let text = |key: &str| map.get(key).and_then(Value::as_str).map(str::to_owned);
         let exc_message = map.get("exc_message").cloned().unwrap_or(Value::Null);
@@ -245,20 +246,7 @@ impl Meta {
             return Err(MetaError::TooLarge);
         }
         let not = |why: &str| MetaError::NotAResult(why.to_owned());
-        let unpacked;
-        let text = match stored.strip_prefix(PACKED) {
-            None => stored,
-            Some(rest) => {
-                let end = rest.iter().position(|byte| *byte == 0).ok_or_else(|| not("it is truncated"))?;
-                let method = String::from_utf8_lossy(&rest[..end]);
-                unpacked = unpack(&rest[end + 1..], &method, CELERY_RESULT_BYTES).map_err(|error| match error {
-                    MessageError::TooLarge { .. } => MetaError::TooLarge,
-                    error => MetaError::NotAResult(error.to_string()),
-                })?;
-                &unpacked
-            }
-        };
-        let value = json::read(text).map_err(|error| MetaError::NotAResult(error.to_string()))?;
+        let value = json::read(&unpacked(stored)?).map_err(|error| MetaError::NotAResult(error.to_string()))?;
         let Value::Object(mut other) = value else { return Err(not("not a JSON object")) };
         let mut take = |key: &str| other.shift_remove(key).unwrap_or(Value::Null);
         let (status, task_id, result) = (take("status"), take("task_id"), take("result"));
@@ -300,6 +288,21 @@ impl Meta {
     pub fn exception(&self) -> Option<Exception> {
         self.state.is_exception().then(|| Exception::read(&self.result)).flatten()
     }
+}
+
+/// What is stored, also if its worker packed it.
+///
+/// # Errors
+/// [`MetaError`].
+pub(super) fn unpacked(stored: &[u8]) -> Result<Cow<'_, [u8]>, MetaError> {
+    let Some(rest) = stored.strip_prefix(PACKED) else { return Ok(Cow::Borrowed(stored)) };
+    let end = rest.iter().position(|byte| *byte == 0);
+    let end = end.ok_or_else(|| MetaError::NotAResult("it is truncated".to_owned()))?;
+    let method = String::from_utf8_lossy(&rest[..end]);
+    unpack(&rest[end + 1..], &method, CELERY_RESULT_BYTES).map(Cow::Owned).map_err(|error| match error {
+        MessageError::TooLarge { .. } => MetaError::TooLarge,
+        error => MetaError::NotAResult(error.to_string()),
+    })
 }
 
 #[cfg(test)]

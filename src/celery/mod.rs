@@ -2,9 +2,9 @@
 //!
 //! In reading order: [`moment`] (points in time), [`value`], [`json`] and [`typed`] (values as Python writes them),
 //! [`envelope`] (what lies in a Redis list), [`message`] (what is in it: a task), [`task`] (a task to be sent),
-//! [`meta`] (its result), [`client`] (sends tasks and waits for results), [`beat`] (sends them again and again). All
-//! but the last two and the worker are pure. The names of the keys are in [`keys`], and the settings that clients and
-//! workers share in [`AppConfig`].
+//! [`Canvas`] (tasks that follow each other), [`meta`] (its result), [`client`] (sends tasks and waits for results),
+//! [`beat`] (sends them again and again). All but the last two and the worker are pure. The names of the keys are in
+//! [`keys`], and the settings that clients and workers share in [`AppConfig`].
 //!
 //! The judges of every byte are Celery and kombu themselves; `tests/celery/celery_messages.rs` asks them.
 //!
@@ -33,6 +33,7 @@
 
 mod app_config;
 pub mod beat;
+mod canvas;
 pub mod client;
 pub mod envelope;
 mod event;
@@ -53,7 +54,10 @@ pub mod worker;
 
 pub use app_config::{AppConfig, QueueOrder, ResultOptions, Route, Routes, TransportOptions};
 pub use beat::{Beat, BeatEntry, BeatError, Crontab, CrontabError, Schedule};
-pub use client::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendError, TaskError, Terminate};
+pub use canvas::Canvas;
+pub use client::{
+    CanvasResult, CeleryClient, CeleryConfig, CeleryHandle, GroupResult, PendingResult, SendError, TaskError, Terminate,
+};
 pub use envelope::{Compression, Envelope, MessageError};
 pub use keys::*;
 pub use message::{Embed, TaskMessage};

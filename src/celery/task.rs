@@ -154,6 +154,33 @@ impl Task {
         &self.message.task
     }
 
+    /// Its name and arguments, and the options of Celery's `apply_async` that it is sent with.
+    pub(super) fn into_options(self) -> (TaskMessage, Map<String, Value>) {
+        let Self { id, queue, priority, countdown, expires_in, message } = self;
+        let seconds = |time: Duration| Value::from(time.as_secs_f64());
+        let text = |text: &str| (!text.is_empty()).then(|| Value::from(text));
+        let options = [
+            ("task_id", id.map(Value::from)),
+            ("queue", queue.map(Value::from)),
+            ("countdown", countdown.map(seconds)),
+            ("eta", message.eta.map(|eta| eta.to_string().into())),
+            ("expires", expires_in.map(seconds).or_else(|| message.expires.map(|at| at.to_string().into()))),
+            ("priority", priority.map(Value::from)),
+            ("time_limit", message.time_limit.map(Value::from)),
+            ("soft_time_limit", message.soft_time_limit.map(Value::from)),
+            ("ignore_result", message.ignore_result.map(Value::from)),
+            ("root_id", text(&message.root_id)),
+            ("parent_id", message.parent_id.as_deref().and_then(text)),
+            ("headers", (!message.headers.is_empty()).then(|| message.headers.clone().into())),
+            ("compression", message.compression.map(|_| "zlib".into())),
+            ("argsrepr", message.argsrepr.clone().map(Value::from)),
+            ("kwargsrepr", message.kwargsrepr.clone().map(Value::from)),
+        ];
+        let options = options.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let options = options.collect();
+        (message, options)
+    }
+
     /// The message to send at `now`: `fresh` gives new unique ids, `origin` names the sender as `gen<pid>@<host>`.
     pub fn message(self, now: Moment, origin: &str, mut fresh: impl FnMut() -> String) -> TaskMessage {
         let mut message = self.message;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use celery_kit::{Client, Feed, Gate, Ours, settings};
 use phalanx::celery::worker::{CeleryWorker, Registry, WorkerConfig};
-use phalanx::celery::{AppConfig, CeleryConfig, Task, TaskError, Terminate};
+use phalanx::celery::{AppConfig, Canvas, CeleryConfig, Task, TaskError, Terminate};
 use phalanx::ops::health::PartState;
 use phalanx::ops::status::Board;
 use phalanx::redis::RedisConfig;
@@ -234,6 +234,12 @@ fn a_user_with_the_rights_of_the_document_lacks_none_and_a_missing_one_is_named(
     let run = |task: Task| handle.send(task).unwrap().wait(LONG);
     assert_eq!(run(Task::new("add").args(json!([1, 2])).priority(9)), Ok(json!(3)));
     assert_eq!(run(Task::new("retry").args(json!([1, 3]))), Ok(json!(1)));
+    let add = || Task::new("add").args(json!([1, 2]));
+    let chord = Canvas::chord(
+        Canvas::group([Canvas::from(add()).then(Canvas::group([Task::new("echo")])), add().into()]),
+        Task::new("noop"),
+    );
+    assert_eq!(handle.send_canvas(chord).unwrap().wait(LONG), Ok(Value::Null));
     assert!(run(Task::new("nobody")).is_err() && server.cli::<usize>(&["LLEN", "phalanx.aside"]) == 1);
     assert_eq!(handle.ping(LONG / 4).unwrap(), [worker.hostname()]);
     let revoked = handle.send(Task::new("gated")).unwrap();

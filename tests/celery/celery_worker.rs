@@ -186,13 +186,6 @@ fn callbacks_and_chains(feed: &mut Feed, server: &RedisServer) {
     let errback = json!([{"task": "echo", "args": ["failed"], "options": {"task_id": "errback"}}]);
     let failed = feed.send("fail", json!({"args": ["ValueError", "x"], "options": {"link_error": errback}}));
     assert_eq!(feed.wait("errback")["result"], json!([[failed, "failed"], {}]));
-
-    let before: usize = server.cli(&["LLEN", "phalanx.aside"]);
-    let group = feed.ask("send_linked_group", json!({}))["id"].as_str().unwrap().to_owned();
-    assert_eq!(feed.wait(&group)["result"], 3, "the task itself is not to blame");
-    let aside: Vec<String> = server.cli(&["LRANGE", "phalanx.aside", "0", "0"]);
-    assert_eq!(server.cli::<usize>(&["LLEN", "phalanx.aside"]), before + 1);
-    assert!(aside[0].contains("celery.group is not supported") && aside[0].contains(&group), "{aside:?}");
 }
 
 #[test]

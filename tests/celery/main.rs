@@ -9,6 +9,8 @@ mod example;
 mod redis_example;
 
 mod celery_beat;
+mod celery_canvas;
+mod celery_canvas_kill;
 mod celery_client;
 mod celery_control;
 mod celery_messages;

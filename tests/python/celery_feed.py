@@ -13,7 +13,8 @@ import uuid
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from celery import Celery, chain, group
+from celery import Celery, chain, chord, chunks, group
+from celery.canvas import xmap, xstarmap
 from celery.exceptions import TimeoutError as NotYet
 from kombu import Connection
 from kombu.exceptions import OperationalError
@@ -59,11 +60,38 @@ def python_add(x, y):
     return x + y
 
 
+@app.task(name="python_sum")
+def python_sum(values):
+    return sum(python_sum(value) if isinstance(value, list) else value for value in values)
+
+
+@app.task(name="python_fail")
+def python_fail(*args):
+    raise ValueError("of Python")
+
+
+@app.task(name="python_note")
+def python_note(first, second):
+    app.backend.client.rpush("notes", json.dumps([first, second]))
+
+
+@app.task(name="python_spread", bind=True)
+def python_spread(self, x):
+    queue = self.request.delivery_info["routing_key"]
+    return self.replace(group(python_add.s(x, y).set(queue=queue) for y in (1, 2)))
+
+
+@app.task(name="python_about", bind=True)
+def python_about(self, *args):
+    request = self.request
+    return {"id": request.id, "root": request.root_id, "parent": request.parent_id, "stamps": request.stamps}
+
+
 def signature(spec):
     options = dict(spec.get("options", {}))
     for key in ("link", "link_error"):
         if key in options:
-            options[key] = [signature(one) for one in options[key]]
+            options[key] = [canvas(one) for one in options[key]]
     made = app.signature(spec["task"], args=spec.get("args", ()), kwargs=spec.get("kwargs", {}),
                          immutable=spec.get("immutable", False))
     made.options.update({k: v for k, v in options.items() if k not in ("link", "link_error")})
@@ -92,6 +120,51 @@ def send(request):
     return {"id": signature(request).apply_async().id}
 
 
+def canvas(spec):
+    """A signature, or a canvas as `{"chord": [header, body]}`, with `link`, `link_error` and `stamps`."""
+    if "task" in spec:
+        made = signature(spec)
+    else:
+        kind = next(kind for kind in ("chain", "group", "chord", "map", "starmap", "chunks") if kind in spec)
+        first, rest = spec[kind][0] if spec[kind] else None, spec[kind][1:]
+        if kind == "chain":
+            made = chain(*[canvas(one) for one in spec[kind]])
+        elif kind == "group":
+            made = group(*[canvas(one) for one in spec[kind]])
+        elif kind == "chord":
+            made = chord([canvas(one) for one in first], canvas(rest[0]))
+        else:
+            made = {"map": xmap, "starmap": xstarmap, "chunks": chunks}[kind](app.signature(first), *rest, app=app)
+        for one in spec.get("link", []):
+            made.link(canvas(one))
+        for one in spec.get("link_error", []):
+            made.link_error(canvas(one))
+    if "stamps" in spec:
+        made.stamp(**spec["stamps"])
+    return made
+
+
+def run_canvas(request):
+    """What a caller has of it: its value, or what is raised."""
+    result, raised, value = canvas(request["canvas"]).apply_async(), None, None
+    # Else what is raised is that of the part.
+    result.parent = None
+    try:
+        value = result.get(timeout=request.get("timeout", 30))
+    except Exception as error:  # Whatever a task has failed with.
+        raised = described(error)
+    return {"id": result.id, "value": value, "raised": raised}
+
+
+def restore(request):
+    """A group that was saved, and one that is saved for others."""
+    saved = group(canvas(one) for one in request["group"]).apply_async()
+    saved.get(timeout=30)
+    saved.save()
+    restored = app.GroupResult.restore(request["id"])
+    return {"id": saved.id, "restored": restored and restored.get(timeout=30)}
+
+
 def send_many(request):
     ids = []
     for spec in request["specs"]:
@@ -105,13 +178,6 @@ def send_many(request):
                 # attempts find kombu without its channel.
                 time.sleep(0.05)
     return {"ids": ids}
-
-
-def send_linked_group(request):
-    """A task with a group as its callback."""
-    made = app.signature("add", args=(1, 2))
-    made.link(group(app.signature("add", args=(1,)), app.signature("add", args=(2,))))
-    return {"id": made.apply_async().id}
 
 
 def send_chain(request):

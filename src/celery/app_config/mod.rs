@@ -107,7 +107,7 @@ pub struct TransportOptions {
 }
 
 /// `result_backend_transport_options`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ResultOptions {
     /// What stands in front of the keys of results, with a `_` behind it if it ends with none of `:_-.`.
     pub global_keyprefix: String,
@@ -115,6 +115,19 @@ pub struct ResultOptions {
     pub master_name: Option<String>,
     /// How to get in at the Sentinels.
     pub sentinel_kwargs: SentinelLogin,
+    /// Whether a chord's body gets the results in the order of the header, as with Celery, or as they come.
+    pub result_chord_ordered: bool,
+}
+
+impl Default for ResultOptions {
+    fn default() -> Self {
+        Self {
+            global_keyprefix: String::new(),
+            master_name: None,
+            sentinel_kwargs: SentinelLogin::default(),
+            result_chord_ordered: true,
+        }
+    }
 }
 
 /// In which order queues are emptied; of each queue the first priority first.
@@ -272,6 +285,7 @@ impl AppConfig {
             "result_backend_transport_options": {
                 "global_keyprefix": self.result_backend_transport_options.global_keyprefix,
                 "master_name": self.result_backend_transport_options.master_name,
+                "result_chord_ordered": self.result_backend_transport_options.result_chord_ordered,
             },
             "result_expires": number(self.result_expires.as_secs_f64()),
             "enable_utc": self.enable_utc,

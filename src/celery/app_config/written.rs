@@ -64,6 +64,7 @@ struct WrittenResults {
     global_keyprefix: String,
     master_name: Option<String>,
     sentinel_kwargs: Option<Map<String, Value>>,
+    result_chord_ordered: Option<bool>,
 }
 
 /// TLS, or whether there is some.
@@ -246,6 +247,7 @@ fn read(json: &str) -> Result<AppConfig, String> {
             global_keyprefix: results.global_keyprefix,
             master_name: results.master_name,
             sentinel_kwargs: of_results,
+            result_chord_ordered: results.result_chord_ordered.unwrap_or(true),
         },
         redis_backend_use_ssl,
         result_expires: result_expires.unwrap_or(defaults.result_expires),

@@ -8,10 +8,12 @@
 //! (see `polls`): soon after it was asked for, ever more rarely then, and after each reconnect. With nothing to wait
 //! for there is nothing to look for.
 
+mod canvas;
 mod config;
 mod control;
 mod entry;
 mod error;
+mod group;
 mod polls;
 mod results;
 mod shared;
@@ -26,6 +28,7 @@ pub use config::CeleryConfig;
 pub use control::Terminate;
 pub use entry::Outcome;
 pub use error::TaskError;
+pub use group::{CanvasResult, GroupResult};
 pub use results::PendingResult;
 
 use super::event::Event;
@@ -107,6 +110,18 @@ pub enum SendError {
         #[source]
         error: RedisError,
     },
+    /// The same of a canvas.
+    #[error("whether the canvas {} was sent is not known: {error}", result.id())]
+    UnknownCanvas {
+        /// Its result, if it was.
+        result: Box<CanvasResult>,
+        /// What happened.
+        #[source]
+        error: RedisError,
+    },
+    /// The canvas cannot be sent.
+    #[error("the canvas is not sent: {0}")]
+    Canvas(String),
     /// The client was stopped: start another.
     #[error("the Celery client was stopped")]
     Stopped,
@@ -116,9 +131,11 @@ impl SendError {
     /// What a loop does about it.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::TooLarge { .. } => ErrorClass::Rejected,
+            Self::TooLarge { .. } | Self::Canvas(_) => ErrorClass::Rejected,
             Self::TooMany => ErrorClass::Retry,
-            Self::NotSent { error, .. } | Self::Unknown { error, .. } => error.class(),
+            Self::NotSent { error, .. } | Self::Unknown { error, .. } | Self::UnknownCanvas { error, .. } => {
+                error.class()
+            }
             Self::Stopped => ErrorClass::Cancelled,
         }
     }
@@ -145,6 +162,7 @@ impl CeleryClient {
         let shared = Arc::new(ClientShared {
             events: EventSender::new(commander.handle(), &config.origin, channel, patience, board),
             results: results.as_ref().unwrap_or(&commander).handle(),
+            is_elsewhere: results.is_some(),
             commander: commander.handle(),
             subscriber: subscriber.handle(),
             timer: timer.handle(),

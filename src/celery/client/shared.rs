@@ -26,6 +26,8 @@ pub(super) struct ClientShared {
     pub commander: CommanderHandle,
     /// Asks where results are.
     pub results: CommanderHandle,
+    /// Whether that is another Redis than the broker.
+    pub is_elsewhere: bool,
     pub subscriber: SubscriberHandle,
     pub timer: TimerHandle,
     /// Ends what waits on a connection of its own.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::celery::canvas::Canvas;
 use crate::celery::meta::Exception;
 use crate::celery::typed;
 
@@ -99,6 +100,9 @@ pub enum TaskError {
         /// Whether it goes back to its queue.
         requeue: bool,
     },
+    /// Another one takes its place; made by [`TaskCx::replace`](super::TaskCx::replace).
+    #[error("replaced")]
+    Replaced(Box<Canvas>),
     /// It has ended because [`TaskCx::cancel`](super::TaskCx::cancel) requested it; the worker knows why.
     #[error("cancelled")]
     Cancelled,

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 use super::call::TaskError;
 use super::core::Core;
 use super::run::Run;
+use crate::base::limits::CELERY_CALLS;
 #[cfg(doc)]
 use crate::base::shutdown::Level;
 use crate::base::shutdown::Shutdown;
+use crate::celery::canvas::{Canvas, Frozen, Place, Signature, freeze};
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::Meta;
 
@@ -97,6 +99,36 @@ impl TaskCx {
     pub fn deadline(&self) -> Option<Instant> {
         let limit = Duration::try_from_secs_f64(self.run.limits.1?).ok()?;
         self.run.begun.get()?.checked_add(limit)
+    }
+
+    /// Puts another one in the place of this task, as Celery's `Task.replace`: under this task's id, before what
+    /// follows it, as its part of a chord. To be returned: `return Err(cx.replace(…))`. A group's result is a list, so
+    /// that something can follow it. It has the stamps of this task.
+    pub fn replace(&self, canvas: impl Into<Canvas>) -> TaskError {
+        TaskError::Replaced(Box::new(canvas.into()))
+    }
+
+    /// Calls a canvas when this task succeeds, in one piece with its end: once, however often the task is begun, and
+    /// not at all if it fails. It has this task as its parent, and its stamps. Gives the id of its result: that of a
+    /// chain's last task, of a chord's body, of a group. Does not block.
+    ///
+    /// # Errors
+    /// To be returned by the handler: the canvas cannot be sent, or too many were called.
+    pub fn call(&self, canvas: impl Into<Canvas>) -> Result<String, TaskError> {
+        Ok(self.called(canvas.into().into_signature())?.id().to_owned())
+    }
+
+    pub(super) fn called(&self, mut signature: Signature) -> Result<Frozen, TaskError> {
+        let message = &self.run.message;
+        if let Some(stamps) = message.stamps.as_object().filter(|stamps| !stamps.is_empty()) {
+            signature.stamp(stamps);
+        }
+        let frozen = freeze(&mut signature, None, &Place::default(), Some(&message.root_id), &mut Core::fresh);
+        let frozen = frozen.map_err(|why| TaskError::new("ValueError", why))?;
+        match self.run.call(signature.into()) {
+            true => Ok(frozen),
+            false => Err(TaskError::new("OverflowError", format!("more than {CELERY_CALLS} canvases are called"))),
+        }
     }
 
     /// Tells how far it is: the state `PROGRESS` with `{current, total, percent, message}` and what `more` has. Never

@@ -328,6 +328,7 @@ impl Core {
             list,
             raw,
             policy: self.policies.of(task),
+            policies: &self.policies,
             app: &self.config.app,
             names: &self.names,
             zone: &self.zone,

@@ -1,18 +1,20 @@
 //! The life of a message that is held in our name: taken on, scheduled, given to a thread, and in the end settled or
 //! given back. Everything here only gives requests to the commander and never blocks.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::builtin;
 use super::core::{Core, TAKE_PART, Taken};
 use super::held::Stage;
-use super::outcome::{self, Op, Outcome, complete};
+use super::outcome::{self, Op, Outcome, Returned, complete};
 use super::restore;
 use super::run::Run;
-use super::scripts::{ACKNOWLEDGE, BEGIN, BEGUN, RELEASE, REVOKE, SETTLE, STATE};
+use super::scripts::{self, ACKNOWLEDGE, BEGIN, BEGUN, RELEASE, REVOKE, SETTLE, STATE};
 use super::telling::End;
 use crate::base::backoff::exponential;
 use crate::base::limits::CELERY_MESSAGE_BYTES;
@@ -20,7 +22,7 @@ use crate::base::lock::lock;
 use crate::celery::envelope::{Envelope, MessageError, find_id};
 use crate::celery::event::Event;
 use crate::celery::message::TaskMessage;
-use crate::celery::meta::{Exception, Meta};
+use crate::celery::meta::{Exception, Meta, ResultState};
 use crate::celery::moment::Moment;
 use crate::ops::errors::ErrorClass;
 use crate::redis::{CommanderHandle, RedisError, Repeat, Request};
@@ -37,11 +39,19 @@ const SETTLE_PART: &str = "cel-settle";
 /// What is sent for one message until Redis has it.
 #[derive(Debug, Clone)]
 enum Last {
-    /// The results, which are elsewhere; then the rest.
-    Store(Vec<Op>, Vec<Op>),
-    Settle(Vec<Op>),
+    /// What belongs to the results, which are elsewhere; then the rest.
+    Store(Vec<Op>, Rest),
+    Settle(Rest),
     /// The message as it goes back, and whether to the front.
     Release(String, bool),
+}
+
+/// What is done with the acknowledgement.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rest {
+    pub ops: Vec<Op>,
+    /// Chords that have ended and whose body was called with this; where results are elsewhere, it is noted there then.
+    pub ended: Vec<Op>,
 }
 
 impl Core {
@@ -116,31 +126,48 @@ impl Core {
         self.results.as_ref().unwrap_or(&self.commands)
     }
 
-    /// What these operations are in Redis. No message is held under an empty tag: then results alone are stored.
+    /// What these operations are in Redis. No message is held under an empty tag: then only what belongs to the results
+    /// is done.
     fn settlement(&self, tag: &str, ops: &[Op]) -> Request {
         self.settlement_for(&self.keys.held, tag, ops)
     }
 
     /// The same for a message that is held under another key.
     pub(super) fn settlement_for(&self, held: &str, tag: &str, ops: &[Op]) -> Request {
-        let expires = self.config.expires_seconds().to_string();
-        let number = |op: &Op| match op {
-            Op::Push(_, _, keep) => keep.to_string(),
-            Op::Result(..) | Op::OwnResult(..) => expires.clone(),
-        };
-        let numbers: Vec<String> = ops.iter().map(number).collect();
-        let mut args = vec![tag];
-        for (op, number) in ops.iter().zip(&numbers) {
-            args.extend(match op {
-                Op::Result(key, value) => ["result", key, value, number],
-                // Whether the message is still ours is not known where the results are.
-                Op::OwnResult(key, value) if tag.is_empty() => ["weak-result", key, value, number],
-                Op::OwnResult(key, value) => ["own-result", key, value, number],
-                Op::Push(list, message, _) => ["push", list, message, number],
-            });
-        }
+        let mut args = vec![Cow::Borrowed(tag), CELERY_MESSAGE_BYTES.to_string().into()];
+        ops.iter().for_each(|op| self.write_op(tag, op, &mut args));
         let keys = [held, &self.keys.unacked, &self.keys.unacked_index];
         Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..])
+    }
+
+    fn write_op<'a>(&self, tag: &str, op: &'a Op, args: &mut Vec<Cow<'a, str>>) {
+        let expires = || self.config.expires_seconds().to_string().into();
+        let mut four = |what: &'static str, key: Cow<'a, str>, value: Cow<'a, str>, number: Cow<'a, str>| {
+            args.extend([what.into(), key, value, number]);
+        };
+        match op {
+            Op::Result(key, value) => four("result", key.into(), value.into(), expires()),
+            Op::OwnResult(key, value) => {
+                // Whether the message is still ours is not known where the results are.
+                let what = if tag.is_empty() { "weak-result" } else { "own-result" };
+                four(what, key.into(), value.into(), expires());
+            }
+            Op::Push(list, message, keep) => four("push", list.into(), message.into(), keep.to_string().into()),
+            Op::Size(key, size) => four("size", key.into(), size.to_string().into(), expires()),
+            Op::Group(key, text) => four("group", key.into(), text.into(), expires()),
+            Op::Part(part) => {
+                let is_ordered = self.config.app.result_backend_transport_options.result_chord_ordered;
+                let ordered = if is_ordered { "ordered" } else { "as they come" };
+                four("part", self.names.group(&part.group).into(), (&part.entry).into(), expires());
+                args.extend([part.member().into(), part.score().into(), ordered.into(), part.token().into()]);
+            }
+            Op::Claimed(claim) => {
+                let end = if claim.failed { "failed" } else { "done" };
+                four("claimed", (&claim.key).into(), (&claim.token).into(), end.into());
+                claim.ops.iter().for_each(|op| self.write_op(tag, op, args));
+                args.extend(["end", "", "", ""].map(Cow::Borrowed));
+            }
+        }
     }
 
     fn refuse(self: &Arc<Self>, tag: &str, id: Option<&str>, name: Option<&str>, error: &MessageError) {
@@ -172,7 +199,7 @@ impl Core {
             self.conclude(tag, Outcome::Revoked("expired"));
         } else if self.is_revoked(&message) {
             self.conclude(tag, Outcome::Revoked("revoked"));
-        } else if !self.policies.has(&message.task) {
+        } else if !self.policies.has(&message.task) && !builtin::is_known(&message.task) {
             self.conclude(tag, Outcome::Unknown);
         } else {
             self.tell(&message.task, || Event::received(&message));
@@ -328,12 +355,14 @@ impl Core {
             state => log::info!("task {}[{}]: {state}", message.task, message.id),
         }
         let sent = self.events_of_sent(&settlement.ops);
+        // Behind the result, which whoever sees the event may look for; but before the next attempt is received.
+        let is_before = settlement.state == ResultState::Retry;
+        let (before, behind) = if is_before { (event, None) } else { (None, event) };
+        let tell = |event: Option<Event>| event.into_iter().for_each(|event| self.tell(&message.task, || event));
+        tell(before);
         self.send(tag.to_owned(), Arc::new(self.last(settlement.ops)), 0);
-        // Behind the result, which whoever sees the event may look for.
         sent.into_iter().for_each(|event| self.events.put(event));
-        if let Some(event) = event {
-            self.tell(&message.task, || event);
-        }
+        tell(behind);
     }
 
     /// Settles what is no task: it is put aside, and its producer is notified if its id is known.
@@ -360,9 +389,66 @@ impl Core {
 
     /// What is sent for these operations: where results are elsewhere, those first.
     fn last(&self, ops: Vec<Op>) -> Last {
-        let (results, rest): (Vec<_>, Vec<_>) =
-            ops.into_iter().partition(|op| self.results.is_some() && !matches!(op, Op::Push(..)));
+        let (results, rest) = self.split(ops);
         if results.is_empty() { Last::Settle(rest) } else { Last::Store(results, rest) }
+    }
+
+    /// What is done where the results are, if that is elsewhere, and the rest.
+    pub(super) fn split(&self, ops: Vec<Op>) -> (Vec<Op>, Rest) {
+        if self.results.is_none() {
+            return (Vec::new(), Rest { ops, ended: Vec::new() });
+        }
+        let (mut results, mut rest) = (Vec::new(), Rest::default());
+        for op in ops {
+            match op {
+                Op::Claimed(mut claim) => {
+                    let (stored, pushed): (Vec<_>, Vec<_>) =
+                        std::mem::take(&mut claim.ops).into_iter().partition(Op::is_result);
+                    results.extend(stored);
+                    rest.ops.extend(pushed);
+                    rest.ended.push(Op::Claimed(claim));
+                }
+                op if op.is_result() => results.push(op),
+                op => rest.ops.push(op),
+            }
+        }
+        (results, rest)
+    }
+
+    /// What is left to do of these operations where parts of chords were the last ones, and what follows from that.
+    pub(super) fn continued(&self, done: &[Op], returned: Vec<(usize, Returned)>) -> Vec<Op> {
+        let (ops, told) = self.setting(("", ""), b"", |setting| outcome::chord::continued(done, returned, setting));
+        told.iter().for_each(|told| self.board.errors.report(ErrorClass::Rejected, SETTLE_PART, told));
+        self.events_of_sent(&ops).into_iter().for_each(|event| self.events.put(event));
+        ops
+    }
+
+    /// Goes on where parts of chords were the last ones: what follows from that is done with the acknowledgement.
+    fn complete(self: &Arc<Self>, tag: String, last: &Last, returned: Vec<(usize, Returned)>) {
+        let (done, rest) = match last {
+            Last::Store(ops, rest) => (ops, rest.clone()),
+            Last::Settle(rest) => (&rest.ops, Rest { ops: Vec::new(), ended: rest.ended.clone() }),
+            Last::Release(..) => return,
+        };
+        let ops = [self.continued(done, returned), rest.ops].concat();
+        let (results, mut more) = self.split(ops);
+        more.ended.splice(0..0, rest.ended);
+        let next = if results.is_empty() { Last::Settle(more) } else { Last::Store(results, more) };
+        self.send(tag, Arc::new(next), 0);
+    }
+
+    /// Notes where the results are that the body of a chord was called. If that is not noted, what is known of the
+    /// chord expires by itself.
+    pub(super) fn end_chords(self: &Arc<Self>, ended: &[Op]) {
+        let board = self.board.clone();
+        let sent = self.stored().submit(self.settlement("", ended), move |answer| {
+            if let Err(error) = answer {
+                board.errors.report(error.class(), SETTLE_PART, &error);
+            }
+        });
+        if let Err(error) = sent {
+            self.board.errors.report(error.class(), SETTLE_PART, &error);
+        }
     }
 
     /// Acknowledges a message before its task begins, or notes that it begins, if that is how it is set. Blocks until
@@ -424,7 +510,7 @@ impl Core {
         let commands = if matches!(&*last, Last::Store(..)) { self.stored() } else { &self.commands };
         let request = match &*last {
             Last::Store(ops, _) => self.settlement("", ops),
-            Last::Settle(ops) => self.settlement(&tag, ops),
+            Last::Settle(rest) => self.settlement(&tag, &rest.ops),
             Last::Release(message, front) => {
                 let list = lock(&self.held).get(&tag).map(|entry| entry.item.list.clone()).unwrap_or_default();
                 let args = (tag.as_str(), message.as_str(), if *front { "first" } else { "last" });
@@ -460,12 +546,22 @@ impl Core {
     /// What Redis says of the end of a message.
     fn sent(self: &Arc<Self>, tag: String, last: &Arc<Last>, attempt: u32, answer: Result<Vec<Value>, RedisError>) {
         let error = match answer {
+            Ok(mut replies) if matches!(replies.first(), Some(Value::Array(_))) => {
+                let returned = scripts::returned(replies.swap_remove(0));
+                self.complete(tag, last, returned);
+                return;
+            }
             Ok(_) if matches!(**last, Last::Store(..)) => {
                 let Last::Store(_, rest) = &**last else { return };
                 self.send(tag, Arc::new(Last::Settle(rest.clone())), 0);
                 return;
             }
             Ok(replies) => {
+                if let Last::Settle(Rest { ended, .. }) = &**last
+                    && !ended.is_empty()
+                {
+                    self.end_chords(ended);
+                }
                 if replies.first() == Some(&Value::Int(0)) && attempt == 0 {
                     log::debug!("message {tag} was not ours any more, or an answer had been lost");
                 }
@@ -491,14 +587,13 @@ impl Core {
             return;
         }
         let next = match (&**last, error.class()) {
-            (Last::Settle(ops) | Last::Store(ops, _), ErrorClass::Rejected)
-                if ops.iter().any(|op| !matches!(op, Op::Push(..))) =>
+            (Last::Settle(Rest { ops, .. }) | Last::Store(ops, _), ErrorClass::Rejected)
+                if ops.iter().any(Op::is_result) =>
             {
                 // Redis will not have the result, so asking again is of no use: the operator finds it aside.
                 let reason = format!("its result could not be stored: {error}");
-                Arc::new(Last::Settle(
-                    self.setting(("", ""), b"", |setting| vec![outcome::aside(&tag, "", &reason, b"", setting)]),
-                ))
+                let aside = self.setting(("", ""), b"", |setting| outcome::aside(&tag, "", &reason, b"", setting));
+                Arc::new(Last::Settle(Rest { ops: vec![aside], ended: Vec::new() }))
             }
             _ => last.clone(),
         };

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::core::{Core, Keys};
+use super::lifecycle::Rest;
 use super::outcome::{self, Op, Outcome};
 use super::restore::Back;
+use super::scripts;
 use crate::celery::envelope::Envelope;
 use crate::celery::event::Event;
 use crate::celery::message::TaskMessage;
@@ -36,26 +38,9 @@ pub(super) fn fail(core: &Arc<Core>, worker: &str, (tag, list): (&str, &str), ba
     let exception = Exception::new("billiard.exceptions", "WorkerLostError", why);
     let outcome = Outcome::Failure(exception.clone(), None);
     let settlement = core.setting((list, &message.task), raw, |setting| outcome::settle(&message, outcome, setting));
-    let (results, rest): (Vec<_>, Vec<_>) =
-        settlement.ops.into_iter().partition(|op| core.results.is_some() && !matches!(op, Op::Push(..)));
     let held = Keys::of(worker, &core.names).held;
     let lost = Lost { tag: tag.to_owned(), worker: worker.to_owned(), held, message, exception };
-    if results.is_empty() {
-        lost.settle(core, &rest);
-        return;
-    }
-    // Where results are elsewhere, a result is stored first.
-    let weak = Arc::downgrade(core);
-    let sent = core.stored().submit(core.settlement_for("", "", &results), move |answer| {
-        let Some(core) = weak.upgrade() else { return };
-        match answer {
-            Ok(_) => lost.settle(&core, &rest),
-            Err(error) => report(&core, &error),
-        }
-    });
-    if let Err(error) = sent {
-        report(core, &error);
-    }
+    lost.begin(core, settlement.ops, Vec::new());
 }
 
 /// What is not done now is done at the next look.
@@ -72,13 +57,45 @@ struct Lost {
 }
 
 impl Lost {
-    fn settle(self, core: &Arc<Core>, ops: &[Op]) {
-        let request = core.settlement_for(&self.held, &self.tag, ops);
+    /// Where results are elsewhere, they are stored first. `ended` are chords whose body will have been called.
+    fn begin(self, core: &Arc<Core>, ops: Vec<Op>, ended: Vec<Op>) {
+        let (results, mut rest) = core.split(ops);
+        rest.ended.splice(0..0, ended);
+        if results.is_empty() {
+            self.settle(core, rest);
+            return;
+        }
+        let weak = Arc::downgrade(core);
+        let sent = core.stored().submit(core.settlement_for("", "", &results), move |answer| {
+            let Some(core) = weak.upgrade() else { return };
+            match answer {
+                Ok(mut replies) if matches!(replies.first(), Some(Value::Array(_))) => {
+                    let ops = core.continued(&results, scripts::returned(replies.swap_remove(0)));
+                    self.begin(&core, [ops, rest.ops].concat(), rest.ended);
+                }
+                Ok(_) => self.settle(&core, rest),
+                Err(error) => report(&core, &error),
+            }
+        });
+        if let Err(error) = sent {
+            report(core, &error);
+        }
+    }
+
+    fn settle(self, core: &Arc<Core>, rest: Rest) {
+        let request = core.settlement_for(&self.held, &self.tag, &rest.ops);
         let weak = Arc::downgrade(core);
         let sent = core.commands.submit(request, move |answer| {
             let Some(core) = weak.upgrade() else { return };
-            match answer.as_deref() {
-                Ok([Value::Int(1)]) => {
+            match answer {
+                Ok(mut replies) if matches!(replies.first(), Some(Value::Array(_))) => {
+                    let ops = core.continued(&rest.ops, scripts::returned(replies.swap_remove(0)));
+                    self.begin(&core, ops, rest.ended);
+                }
+                Ok(replies) if replies.first() == Some(&Value::Int(1)) => {
+                    if !rest.ended.is_empty() {
+                        core.end_chords(&rest.ended);
+                    }
                     let (id, task) = (&self.message.id, &self.message.task);
                     let what = format_args!("had begun on the lost worker {} and has failed", self.worker);
                     core.task_trouble(&self.message, &what);
@@ -87,7 +104,7 @@ impl Lost {
                 }
                 // Another worker was faster.
                 Ok(_) => {}
-                Err(error) => report(&core, error),
+                Err(error) => report(&core, &error),
             }
         });
         if let Err(error) = sent {

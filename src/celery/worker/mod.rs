@@ -9,8 +9,9 @@
 //!   marked.
 //! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not
 //!   dropped.
-//! * Not supported, and reported in the log or in the answer when it is asked for: chords, groups as callbacks, other
-//!   serializers than JSON, protocol 1, Redis Cluster.
+//! * A part of a chord is counted in one piece with the acknowledgement of its message, and so is the body called.
+//! * Not supported, and reported in the log or in the answer when it is asked for: other serializers than JSON,
+//!   protocol 1, Redis Cluster.
 //!
 //! Owner of the threads `cel-take` and `cel-control`: [`CeleryWorker`]. They block in: an answer of Redis, or a wait
 //! for something to do. Kick: the stop signal and their wakes. They end with the worker's stop, in its order.
@@ -20,6 +21,7 @@
 
 mod adjust;
 mod answers;
+mod builtin;
 mod call;
 mod changes;
 mod config;

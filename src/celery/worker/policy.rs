@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::rate::Rate;
 use crate::celery::app_config::AppConfig;
+use crate::celery::canvas::Defaults;
 use crate::celery::options::TaskOptions;
 
 /// What counts for the tasks of one name.
@@ -126,6 +127,7 @@ impl Policies {
         Ok(Self { registered, other: Policy::new(TaskOptions::default(), app)? })
     }
 
+    /// What counts for tasks of a name.
     pub(super) fn of(&self, task: &str) -> &Policy {
         self.registered.get(task).unwrap_or(&self.other)
     }
@@ -137,6 +139,20 @@ impl Policies {
     /// The names, sorted, and what counts for each.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Policy)> {
         self.registered.iter()
+    }
+}
+
+impl Defaults for Policies {
+    fn of_task(&self, name: &str) -> Map<String, Value> {
+        let Some(policy) = self.registered.get(name) else { return Map::new() };
+        let options = policy.options();
+        let all = [
+            ("queue", options.queue.clone().map(Value::from)),
+            ("priority", options.priority.map(Value::from)),
+            ("expires", options.expires.map(|expires| expires.as_secs_f64().into())),
+            ("ignore_result", policy.ignores_result().then_some(true.into())),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
+use super::builtin;
 use super::call::{Args, TaskError, exception};
 use super::context::TaskCx;
 use super::core::{Core, Overdue};
@@ -158,10 +159,10 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
     let args = Args { positional: message.args.clone(), named: message.kwargs.clone() };
     let result = match registry.get(&message.task) {
         Some(handler) => catch_unwind(AssertUnwindSafe(|| handler(&cx, args))),
-        None => Ok(Err(Exception::new("celery.exceptions", "NotRegistered", &*message.task).into())),
+        None => catch_unwind(AssertUnwindSafe(|| builtin::run(registry, &cx, args))),
     };
     let outcome = match result {
-        Ok(Ok(value)) => Some(Outcome::Success(value)),
+        Ok(Ok(value)) => Some(run.succeeded(value)),
         Ok(Err(TaskError::Cancelled)) => run.cancelled(),
         Ok(Err(TaskError::Reject { requeue: true })) => {
             if core.give_back(&run.tag, false) {

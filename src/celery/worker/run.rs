@@ -8,8 +8,10 @@ use serde_json::Value;
 
 use super::call::exception;
 use super::outcome::Outcome;
+use crate::base::limits::CELERY_CALLS;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::celery::canvas::Canvas;
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::Exception;
 
@@ -42,6 +44,8 @@ pub(super) struct Run {
     pub begun: OnceLock<Instant>,
     why: Mutex<Option<CancelCause>>,
     progress: Mutex<Progress>,
+    /// What it calls when it succeeds.
+    calls: Mutex<Vec<Canvas>>,
 }
 
 #[derive(Default)]
@@ -65,7 +69,24 @@ impl Run {
             begun: OnceLock::new(),
             why: Mutex::default(),
             progress: Mutex::default(),
+            calls: Mutex::default(),
         })
+    }
+
+    /// Notes what is to be called when it succeeds; false if that is too much.
+    pub(super) fn call(&self, canvas: Canvas) -> bool {
+        let mut calls = lock(&self.calls);
+        let has_room = calls.len() < CELERY_CALLS;
+        if has_room {
+            calls.push(canvas);
+        }
+        has_room
+    }
+
+    /// Its end, if it has returned this.
+    pub(super) fn succeeded(&self, value: Value) -> Outcome {
+        let calls = std::mem::take(&mut *lock(&self.calls));
+        if calls.is_empty() { Outcome::Success(value) } else { Outcome::Calls(value, calls) }
     }
 
     /// Tells the handler to end. The first reason counts, but a soft limit gives way to all others.

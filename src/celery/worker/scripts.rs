@@ -5,6 +5,9 @@
 //! served. In each script the first command that needs memory comes before the first change, or after one that frees
 //! it: a full Redis refuses a script as a whole or not at all. So does one that has taken a right away, see [`may`].
 
+use redis::Value;
+
+use super::outcome::Returned;
 use crate::redis::{Script, may};
 
 /// Takes messages and records each where kombu records its own, and in the worker's name.
@@ -66,52 +69,133 @@ return taken
 
 /// Ends a message: stores what came of it, sends what follows from it, and acknowledges it.
 ///
-/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, then operations of four each: `result`, key, value, seconds (0:
-/// for ever) stores and publishes unless a success is there; `weak-result` unless an end is there, for where the
-/// message is in another Redis; `own-result` only if the message is still ours; `push`,
-/// list, message, how many the list keeps (0: all) only if the message is still ours. Results come first. Answers 1 if
-/// the message was still ours.
+/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, bytes of all parts of a chord that are given back, then
+/// operations of four each. `result`, key, value, seconds (0: for ever) stores and publishes unless a success is there;
+/// `weak-result` unless an end is there, for where the message is in another Redis; `own-result` only if the message is
+/// still ours. All others only if it is still ours, or in another Redis: `push`, list, message, how many the list keeps
+/// (0: all); `size`, key of a group, parts of its chord, seconds; `group`, key, how its results are nested, seconds;
+/// `part`, key of a group, what is recorded, seconds, followed by what tells it from the others, its place, `ordered`
+/// or not, and the token under which its chord's end is dealt with; `claimed`, key of a group, token, `done` or
+/// `failed`, up to `end`: what follows from the end of a chord, if that is still ours to deal with.
 ///
-/// It may be repeated: what is ours once is not ours again.
+/// Results come first, then parts. When one of these is the last of its chord, nothing behind the parts is done and the
+/// message stays: the answer is a list of `{number of the part, from 0, what was recorded of all, or a text if that is
+/// too large, how it is nested}`. Else it is 1 if the message was still ours.
+///
+/// It may be repeated: what is ours once is not ours again, and a part is recorded once.
 pub(super) static SETTLE: Script = Script::new(concat!(
     may!(),
-    r#"local tag = ARGV[1]
+    r#"local tag, most = ARGV[1], tonumber(ARGV[2])
 local ours = redis.call('HEXISTS', KEYS[1], tag)
+local here = ours == 1 or tag == ''
 -- All write the status first; what is within the result does not count.
 local function status(meta) return meta and string.match(meta, '^{%s*"status":%s*"(%u+)"') end
 local function succeeded(meta) return status(meta) == 'SUCCESS' end
 local function ended(meta) return succeeded(meta) or status(meta) == 'FAILURE' or status(meta) == 'REVOKED' end
 -- Results may be stored again, but what follows is sent once.
-if ours == 1 and ARGV[#ARGV - 3] == 'push' then
-  for at = 2, #ARGV, 4 do
-    if ARGV[at] == 'push' then
-      may('LPUSH', ARGV[at + 1])
-      may('LTRIM', ARGV[at + 1])
-    else
-      may('SETEX', ARGV[at + 1])
-      may('PUBLISH', ARGV[at + 1])
+local function ask()
+  local at = 3
+  while at <= #ARGV do
+    local what, key = ARGV[at], ARGV[at + 1]
+    if what == 'push' then
+      may('LPUSH', key)
+      may('LTRIM', key)
+    elseif what == 'part' then
+      may(ARGV[at + 6] == 'ordered' and 'ZADD' or 'RPUSH', key .. '.j')
+      may('SADD', key .. '.d')
+      may('EXPIRE', key)
+      may('SET', key .. '.c')
+      at = at + 4
+    elseif what == 'size' then
+      may('SETEX', key .. '.s')
+      may('DEL', key .. '.c')
+    elseif what == 'claimed' then
+      may('DEL', key .. '.s')
+      may('SET', key .. '.c')
+    elseif what ~= 'end' then
+      may('SETEX', key)
+      may('PUBLISH', key)
     end
+    at = at + 4
   end
   may('HDEL', KEYS[1])
   may('HDEL', KEYS[2])
   may('ZREM', KEYS[3])
 end
-for at = 2, #ARGV, 4 do
+local first = ARGV[3]
+if ours == 1 and first and (#ARGV > 6 or (first ~= 'result' and first ~= 'own-result')) then ask() end
+local function keep(key, value, seconds)
+  if seconds > 0 then redis.call('SETEX', key, seconds, value) else redis.call('SET', key, value) end
+end
+-- The keys are those of Celery: results, how many more, size, who is recorded, who deals with the end.
+local function record(key, entry, seconds, member, place, ordered, token)
+  local j, t, s, d, c = key .. '.j', key .. '.t', key .. '.s', key .. '.d', key .. '.c'
+  local claim = redis.call('GET', c)
+  if claim == 'done' then return end
+  if redis.call('SISMEMBER', d, member) == 0 then
+    if ordered then redis.call('ZADD', j, place, entry) else redis.call('RPUSH', j, entry) end
+    redis.call('SADD', d, member)
+  end
+  if seconds > 0 then
+    for _, of in ipairs({j, t, s, d, key}) do redis.call('EXPIRE', of, seconds) end
+  end
+  local size = redis.call('GET', s)
+  local count = redis.call(ordered and 'ZCARD' or 'LLEN', j)
+  if not size or count ~= tonumber(size) + tonumber(redis.call('GET', t) or 0) then return end
+  if claim ~= token and not redis.call('SET', c, token, 'NX', 'EX', 10) then return end
+  local all, bytes = redis.call(ordered and 'ZRANGE' or 'LRANGE', j, 0, -1), 0
+  for _, one in ipairs(all) do bytes = bytes + #one end
+  return bytes > most and 'too large' or all, redis.call('GET', key)
+end
+local function claimed(key, token, how)
+  local claim = redis.call('GET', key .. '.c')
+  if claim ~= token and (claim or redis.call('EXISTS', key .. '.s') == 0) then return false end
+  if how == 'done' then
+    redis.call('DEL', key .. '.j', key .. '.t', key .. '.s', key .. '.d')
+    redis.call('SET', key .. '.c', 'done', 'EX', 300)
+  else
+    redis.call('DEL', key .. '.s')
+  end
+  return true
+end
+local at, parts, returned, skip = 3, 0, {}, false
+while at <= #ARGV do
   local what, key, value, number = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-  if what == 'push' then
+  local is_result = what == 'result' or what == 'own-result' or what == 'weak-result'
+  if #returned > 0 and not is_result and what ~= 'part' then return returned end
+  at = at + 4
+  if what == 'part' then
+    if here then
+      local all, saved =
+        record(key, value, number, ARGV[at], ARGV[at + 1], ARGV[at + 2] == 'ordered', ARGV[at + 3])
+      if all then returned[#returned + 1] = {parts, all, saved or ''} end
+    end
+    parts, at = parts + 1, at + 4
+  elseif what == 'claimed' then skip = not (here and claimed(key, value, ARGV[at - 1]))
+  elseif what == 'end' then skip = false
+  elseif skip then
+  elseif what == 'push' then
     if ours == 1 then
       redis.call('LPUSH', key, value)
       if number > 0 then redis.call('LTRIM', key, 0, number - 1) end
+    end
+  elseif what == 'group' then
+    if here then keep(key, value, number) end
+  elseif what == 'size' then
+    if here then
+      keep(key .. '.s', value, number)
+      redis.call('DEL', key .. '.c')
     end
   elseif ours == 1 or what ~= 'own-result' then
     local there = redis.call('GET', key)
     local stays = succeeded(there) or (what == 'weak-result' and ended(there))
     if (ours == 1 and succeeded(value)) or not stays then
-      if number > 0 then redis.call('SETEX', key, number, value) else redis.call('SET', key, value) end
+      keep(key, value, number)
       redis.call('PUBLISH', key, value)
     end
   end
 end
+if #returned > 0 then return returned end
 if ours == 1 then
   redis.call('HDEL', KEYS[1], tag)
   redis.call('HDEL', KEYS[2], tag)
@@ -120,6 +204,26 @@ end
 return ours
 "#,
 ));
+
+/// The chords that [`SETTLE`] says have ended, by the number of the part that was the last.
+pub(super) fn returned(answer: Value) -> Vec<(usize, Returned)> {
+    let Value::Array(all) = answer else { return Vec::new() };
+    let bytes = |value: Value| match value {
+        Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    };
+    let one = |one: Value| {
+        let Value::Array(fields) = one else { return None };
+        let Ok([Value::Int(part), entries, saved]) = <[Value; 3]>::try_from(fields) else { return None };
+        let entries = match entries {
+            Value::Array(entries) => Some(entries.into_iter().filter_map(bytes).collect()),
+            _ => None,
+        };
+        let saved = bytes(saved).filter(|saved| !saved.is_empty());
+        Some((usize::try_from(part).ok()?, Returned { entries, saved }))
+    };
+    all.into_iter().filter_map(one).collect()
+}
 
 /// Stores a state on the way (started, progress), while the message is ours.
 ///

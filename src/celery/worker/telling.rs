@@ -30,12 +30,12 @@ impl End {
     /// What `outcome` of a task of this name may become.
     pub(super) fn of(outcome: &Outcome, task: &str) -> Self {
         match outcome {
-            Outcome::Success(value) => Self::Value(repr::value(value)),
+            Outcome::Success(value) | Outcome::Calls(value, _) => Self::Value(repr::value(value)),
             Outcome::Failure(exception, traceback) => Self::Thrown(exception.clone(), traceback.clone()),
             Outcome::Retry { exception, .. } => Self::Thrown(exception.clone(), None),
             Outcome::Unknown => Self::Thrown(Exception::new("celery.exceptions", "NotRegistered", task), None),
             Outcome::Revoked(reason) => Self::Revoked(reason),
-            Outcome::Ignored => Self::Untold,
+            Outcome::Ignored | Outcome::Replaced(_) => Self::Untold,
         }
     }
 

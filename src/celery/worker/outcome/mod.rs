@@ -1,17 +1,25 @@
 //! What follows from the end of a task: the results to store and the messages to send. Pure.
 
+pub(super) mod chord;
+mod op;
+
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::call::{TaskError, exception};
-use super::policy::Policy;
+use super::policy::{Policies, Policy};
 use crate::base::limits::{CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_RESULT_BYTES};
 use crate::celery::app_config::AppConfig;
+use crate::celery::canvas::{
+    ACCUMULATE, Call, Canvas, Expansion, Frozen, Kind, Place, Sending, Signature, endings, freeze, list_of, send,
+};
 use crate::celery::keys::Keyspace;
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::{Exception, Meta, ResultState};
 use crate::celery::moment::{Moment, Zone};
+
+pub(super) use op::{Op, Part, Returned};
 
 /// The list of messages that were put aside.
 pub const ASIDE: &str = "phalanx.aside";
@@ -36,19 +44,12 @@ pub(super) enum Outcome {
     Revoked(&'static str),
     /// Nothing is stored.
     Ignored,
+    /// Another one takes its place: its id, what follows it, its part of a chord.
+    Replaced(Box<Canvas>),
+    /// It returned a value, and calls these, which are frozen.
+    Calls(Value, Vec<Canvas>),
     /// Nobody here knows a task of this name.
     Unknown,
-}
-
-/// One thing to do in Redis, in one piece with the acknowledgement.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Op {
-    /// Stores and publishes a result, unless a success is there.
-    Result(String, String),
-    /// As `Result`, if the message is still ours.
-    OwnResult(String, String),
-    /// Appends to a list, if the message is still ours; the list keeps so many (0: all).
-    Push(String, String, usize),
 }
 
 /// What follows from the end of a task.
@@ -74,6 +75,8 @@ pub(super) struct Setting<'a> {
     pub raw: &'a [u8],
     /// What counts for the task.
     pub policy: &'a Policy,
+    /// And for others.
+    pub policies: &'a Policies,
     /// The settings of the application.
     pub app: &'a AppConfig,
     /// The names of its keys.
@@ -86,13 +89,35 @@ pub(super) struct Setting<'a> {
     pub fresh: &'a mut dyn FnMut() -> String,
 }
 
+impl Setting<'_> {
+    fn sending(&mut self) -> Sending<'_> {
+        Sending {
+            now: self.now,
+            defaults: self.policies,
+            app: self.app,
+            zone: self.zone,
+            origin: self.origin,
+            tells: false,
+            fresh: &mut *self.fresh,
+        }
+    }
+}
+
 /// What follows from `outcome`.
 pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>) -> Settlement {
     let mut done =
         Settlement { state: ResultState::Success, ops: Vec::new(), why: String::new(), complaints: Vec::new() };
     let is_unknown = outcome == Outcome::Unknown;
     match outcome {
-        Outcome::Success(value) => success(message, value, setting, &mut done),
+        Outcome::Success(value) => success(message, value, Vec::new(), setting, &mut done),
+        Outcome::Calls(value, calls) => success(message, value, calls, setting, &mut done),
+        Outcome::Replaced(canvas) => match replace(message, canvas.into_signature(), setting, &mut done) {
+            Ok(()) => done.state = ResultState::Other("IGNORED".to_owned()),
+            Err(why) => {
+                let exception = Exception::new("celery.exceptions", "ImproperlyConfigured", why);
+                failure(message, &exception, None, setting, &mut done);
+            }
+        },
         Outcome::Failure(exception, traceback) => failure(message, &exception, traceback, setting, &mut done),
         Outcome::Retry { countdown, max_retries, exception } => {
             if max_retries.is_some_and(|most| message.retries >= most) {
@@ -108,8 +133,8 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
         }
         Outcome::Revoked(reason) => {
             done.state = ResultState::Revoked;
-            store(message, Meta::revoked(&message.id, reason, setting.now), false, setting, &mut done);
-            chord(message, &mut done);
+            let meta = store(message, Meta::revoked(&message.id, reason, setting.now), false, setting, &mut done);
+            part(message, &meta, &mut done);
         }
         Outcome::Ignored => done.state = ResultState::Other("IGNORED".to_owned()),
         Outcome::Unknown => {
@@ -124,7 +149,7 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
         done.ops.push(aside(&message.id, &message.task, &reason, setting.raw, setting));
     }
     // What is pushed only counts if it is ours, and a full Redis refuses it before anything is changed.
-    done.ops.sort_by_key(|op| matches!(op, Op::Push(..)));
+    done.ops.sort_by_key(Op::rank);
     done
 }
 
@@ -144,6 +169,7 @@ pub(super) fn of_error(error: TaskError, message: &TaskMessage, policy: &Policy,
             exception: *exception,
         },
         TaskError::Ignore => Outcome::Ignored,
+        TaskError::Replaced(canvas) => Outcome::Replaced(canvas),
         TaskError::Reject { requeue: false } => Outcome::Failure(rejection(), None),
         TaskError::Reject { requeue: true } | TaskError::Cancelled => return None,
     })
@@ -184,25 +210,76 @@ pub(super) fn unreadable(id: &str, reason: &str, setting: &Setting<'_>) -> Op {
     Op::Result(setting.names.meta(id), Meta::failure(id, &exception, None, setting.now).write())
 }
 
-fn success(message: &TaskMessage, value: Value, setting: &mut Setting<'_>, done: &mut Settlement) {
-    let (mut children, mut pushes) = (Vec::new(), Vec::new());
-    let chain = message.embed.chain.as_array().map_or(&[][..], Vec::as_slice);
-    let next = chain.split_last().map(|(next, rest)| (next, rest.to_vec()));
-    let callbacks = message.embed.callbacks.as_array().into_iter().flatten();
-    for (signature, rest) in callbacks.map(|signature| (signature, Vec::new())).chain(next) {
-        match follow(signature, std::slice::from_ref(&value), rest, message, setting) {
-            Ok((list, follower)) => {
-                children.push(json!([[follower.id, null], null]));
-                pushes.push(Op::Push(list, follower.write().write(), 0));
-            }
-            Err(why) => complain("callback", signature, &why, message, setting, done),
+fn success(message: &TaskMessage, value: Value, calls: Vec<Canvas>, setting: &mut Setting<'_>, done: &mut Settlement) {
+    let (mut children, mut ops) = (Vec::new(), Vec::new());
+    let of = |args: &[Value], chain: &[Value]| Call {
+        args: args.to_vec(),
+        chain: chain.to_vec(),
+        root: Some(message.root_id.clone()),
+        parent: Some(message.id.clone()),
+        ..Call::default()
+    };
+    let result = std::slice::from_ref(&value);
+    let called = calls.into_iter().map(|call| (call.into_signature().write(), of(&[], &[])));
+    let callbacks = list_of(Some(&message.embed.callbacks)).into_iter().map(|callback| (callback, of(result, &[])));
+    let chain = message.embed.chain.as_array().and_then(|chain| chain.split_last());
+    let next = chain.map(|(next, rest)| (next.clone(), of(result, rest)));
+    for (signature, call) in called.chain(callbacks).chain(next).collect::<Vec<_>>() {
+        match follow(&signature, call, setting, &mut ops) {
+            Ok(frozen) => children.push(frozen.write()),
+            Err(why) => complain("callback", &signature, &why, message, setting, done),
         }
     }
     let mut meta = Meta::success(&message.id, value, setting.now);
     meta.children = children.into();
-    store(message, meta, false, setting, done);
-    done.ops.append(&mut pushes);
-    chord(message, done);
+    let meta = store(message, meta, false, setting, done);
+    done.ops.append(&mut ops);
+    part(message, &meta, done);
+}
+
+/// Another one in the place of a task: what was to follow the task follows it, under the task's id.
+fn replace(
+    message: &TaskMessage,
+    mut signature: Signature,
+    setting: &mut Setting<'_>,
+    done: &mut Settlement,
+) -> Result<(), String> {
+    let accumulated = |tasks: Vec<Signature>| {
+        let mut accumulate = Signature::task(ACCUMULATE);
+        accumulate.kwargs.insert("index".to_owned(), 0.into());
+        Signature::chord(tasks, accumulate)
+    };
+    match &mut signature.kind {
+        // The results of a group are one result, so that something can follow.
+        Kind::Group(tasks) => signature = accumulated(std::mem::take(tasks)),
+        Kind::Chain(steps) => {
+            if let Some(Signature { kind: Kind::Group(tasks), .. }) = steps.last_mut() {
+                let last = accumulated(std::mem::take(tasks));
+                steps.pop();
+                steps.push(last);
+            }
+        }
+        Kind::Task | Kind::Chord(..) => {}
+    }
+    signature.link(&list_of(Some(&message.embed.callbacks)));
+    signature.link_error(&list_of(Some(&message.embed.errbacks)));
+    let nesting = message.replaced_task_nesting.saturating_add(1);
+    signature.each(&mut |one| drop(one.options.insert("replaced_task_nesting".to_owned(), nesting.into())));
+    if let Some(stamps) = message.stamps.as_object().filter(|stamps| !stamps.is_empty()) {
+        signature.stamp(stamps);
+    }
+    let place = Place {
+        group: message.group.clone(),
+        index: message.group_index,
+        chord: Some(message.embed.chord.clone()).filter(Value::is_object),
+    };
+    let call = Call {
+        chain: list_of(Some(&message.embed.chain)),
+        root: Some(message.root_id.clone()),
+        parent: Some(message.id.clone()),
+        ..Call::default()
+    };
+    begin(signature, Some(&message.id), &place, call, setting, &mut done.ops).map(drop)
 }
 
 fn failure(
@@ -214,28 +291,63 @@ fn failure(
 ) {
     done.state = ResultState::Failure;
     done.why = format!("{}: {}", exception.exc_type, exception.message());
-    store(message, Meta::failure(&message.id, exception, traceback.clone(), setting.now), false, setting, done);
+    let failed = Meta::failure(&message.id, exception, traceback.clone(), setting.now);
+    let meta = store(message, failed, false, setting, done);
     // The rest of the chain will never run, and its end is what the producer waits for.
-    for id in message.embed.chain.as_array().into_iter().flatten().filter_map(|step| step.pointer("/options/task_id")) {
-        if let Some(id) = id.as_str().filter(|_| message.ignore_result != Some(true)) {
-            let meta = Meta::failure(id, exception, traceback.clone(), setting.now);
-            done.ops.push(Op::OwnResult(setting.names.meta(id), meta.write()));
+    let is_wanted = message.ignore_result != Some(true);
+    fail_chain(&message.embed.chain, exception, traceback.as_ref(), is_wanted, setting, done);
+    for signature in list_of(Some(&message.embed.errbacks)) {
+        let call = Call {
+            args: vec![message.id.as_str().into()],
+            root: Some(message.root_id.clone()),
+            parent: Some(message.id.clone()),
+            ..Call::default()
+        };
+        let mut ops = Vec::new();
+        match follow(&signature, call, setting, &mut ops) {
+            Ok(_) => done.ops.append(&mut ops),
+            Err(why) => complain("error callback", &signature, &why, message, setting, done),
         }
     }
-    for signature in message.embed.errbacks.as_array().into_iter().flatten() {
-        match follow(signature, &[message.id.as_str().into()], Vec::new(), message, setting) {
-            Ok((list, follower)) => done.ops.push(Op::Push(list, follower.write().write(), 0)),
-            Err(why) => complain("error callback", signature, &why, message, setting, done),
-        }
-    }
-    chord(message, done);
+    part(message, &meta, done);
 }
 
-/// A chord's body waits for a count that only Celery's own workers keep; nobody is left in doubt about it.
-fn chord(message: &TaskMessage, done: &mut Settlement) {
-    if !message.embed.chord.is_null() && message.group.is_some() {
-        done.complaints.push("it belongs to a chord, which is not supported: the chord's body will not run".to_owned());
+/// What follows in a chain fails with what was before it, also as part of a chord.
+fn fail_chain(
+    chain: &Value,
+    exception: &Exception,
+    traceback: Option<&String>,
+    is_wanted: bool,
+    setting: &Setting<'_>,
+    done: &mut Settlement,
+) {
+    for step in list_of(Some(chain)) {
+        let signature = match Signature::read(&step) {
+            Ok(signature) => signature,
+            Err(why) => {
+                done.complaints.push(format!("the rest of its chain is not failed: {why}"));
+                continue;
+            }
+        };
+        for ending in endings(&signature) {
+            let meta = Meta::failure(&ending.id, exception, traceback.cloned(), setting.now);
+            done.ops.extend(Part::of(&ending.id, &ending.place, &meta, None).map(|part| Op::Part(Box::new(part))));
+            if is_wanted {
+                done.ops.push(Op::OwnResult(setting.names.meta(&ending.id), meta.write()));
+            }
+        }
     }
+}
+
+/// A task that belongs to a chord is one of its parts, whether or not anybody wants its result.
+fn part(message: &TaskMessage, meta: &Meta, done: &mut Settlement) {
+    let place = Place {
+        group: message.group.clone(),
+        index: message.group_index,
+        chord: Some(message.embed.chord.clone()).filter(Value::is_object),
+    };
+    let part = Part::of(&message.id, &place, meta, Some(&message.root_id));
+    done.ops.extend(part.map(|part| Op::Part(Box::new(part))));
 }
 
 fn complain(
@@ -252,11 +364,12 @@ fn complain(
     done.complaints.push(reason);
 }
 
-/// Stores a result, unless nobody wants it.
-fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>, done: &mut Settlement) {
+/// Stores a result, unless nobody wants it. Gives what it is then: a failure if it was too large.
+fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>, done: &mut Settlement) -> Meta {
     let is_kept = setting.policy.stores_errors() && meta.state.is_exception();
-    if message.ignore_result == Some(true) && !is_kept {
-        return;
+    let is_wanted = message.ignore_result != Some(true) || is_kept;
+    if !is_wanted && !message.embed.chord.is_object() {
+        return meta;
     }
     complete(message, &mut meta);
     let mut text = meta.write();
@@ -270,8 +383,11 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>
         done.state = ResultState::Failure;
         done.complaints.push(why);
     }
-    let key = setting.names.meta(&message.id);
-    done.ops.push(if own { Op::OwnResult(key, text) } else { Op::Result(key, text) });
+    if is_wanted {
+        let key = setting.names.meta(&message.id);
+        done.ops.push(if own { Op::OwnResult(key, text) } else { Op::Result(key, text) });
+    }
+    meta
 }
 
 /// The fields that every result of the task has.
@@ -280,83 +396,29 @@ pub(super) fn complete(message: &TaskMessage, meta: &mut Meta) {
     meta.parent_id.clone_from(&message.parent_id);
 }
 
-/// The message that a signature stands for, with the arguments that come first, and the list it goes to.
-fn follow(
-    signature: &Value,
-    first: &[Value],
-    mut chain: Vec<Value>,
-    parent: &TaskMessage,
+/// Calls what a signature stands for.
+fn follow(signature: &Value, call: Call, setting: &mut Setting<'_>, ops: &mut Vec<Op>) -> Result<Frozen, String> {
+    begin(Signature::read(signature)?, None, &Place::default(), call, setting, ops)
+}
+
+/// Calls a canvas whose result is to be under this id, and which belongs to this place.
+fn begin(
+    mut signature: Signature,
+    id: Option<&str>,
+    place: &Place,
+    call: Call,
     setting: &mut Setting<'_>,
-) -> Result<(String, TaskMessage), String> {
-    let name = signature.get("task").and_then(Value::as_str).ok_or("it is not a signature")?;
-    let empty = Map::new();
-    let options = signature.get("options").and_then(Value::as_object).unwrap_or(&empty);
-    if name == "celery.chain" {
-        let steps = signature.pointer("/kwargs/tasks").and_then(Value::as_array).ok_or("a chain without tasks")?;
-        let (head, rest) = steps.split_first().ok_or("a chain without tasks")?;
-        let mut rest: Vec<_> = rest.iter().rev().cloned().collect();
-        chain.append(&mut rest);
-        return follow(head, first, chain, parent, setting);
-    }
-    // Groups, chords and maps are made of many messages and of counts that Celery's workers keep.
-    if name.starts_with("celery.") || options.get("chord").is_some_and(|chord| !chord.is_null()) {
-        return Err(format!("{name} is not supported"));
-    }
-    let text = |key: &str| options.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-    let id = text("task_id").map_or_else(|| (setting.fresh)(), str::to_owned);
-    let mut message = TaskMessage::new(id, name);
-    let stored = signature.get("args").and_then(Value::as_array).cloned().unwrap_or_default();
-    let immutable = signature.get("immutable").and_then(Value::as_bool).unwrap_or(false);
-    message.args = if immutable { stored } else { first.iter().cloned().chain(stored).collect() };
-    message.kwargs = signature.get("kwargs").and_then(Value::as_object).cloned().unwrap_or_default();
-    message.root_id.clone_from(&parent.root_id);
-    message.parent_id = Some(parent.id.clone());
-    message.group = text("group_id").map(str::to_owned);
-    message.group_index = options.get("group_index").and_then(Value::as_i64);
-    message.shadow = text("shadow").map(str::to_owned);
-    message.reply_to = text("reply_to").unwrap_or("").to_owned();
-    message.ignore_result = Some(options.get("ignore_result").and_then(Value::as_bool).unwrap_or(false));
-    message.time_limit = options.get("time_limit").and_then(Value::as_f64);
-    message.soft_time_limit = options.get("soft_time_limit").and_then(Value::as_f64);
-    message.priority = options.get("priority").and_then(Value::as_u64).unwrap_or(0).min(9) as u8;
-    message.headers = options.get("headers").and_then(Value::as_object).cloned().unwrap_or_default();
-    message.embed.callbacks = list_of(options.get("link"));
-    message.embed.errbacks = list_of(options.get("link_error"));
-    message.embed.chain = if chain.is_empty() { Value::Null } else { chain.into() };
-    message.eta = moment(options, "eta", "countdown", setting)?;
-    message.expires = moment(options, "expires", "expires", setting)?;
-    message.origin = Some(setting.origin.to_owned());
-    message.delivery_tag = (setting.fresh)();
-    let exchange_is_named = text("exchange").is_some();
-    let queue = text("queue").or_else(|| text("routing_key").filter(|_| !exchange_is_named));
-    message.routing_key = queue.unwrap_or(&setting.app.task_default_queue).to_owned();
-    if message.routing_key.contains('\x06') {
-        return Err(format!("{:?} is no name of a queue", message.routing_key));
-    }
-    Ok((setting.names.queue(&message.routing_key, message.priority), message))
-}
-
-/// One signature or a list of them, as a list or nothing.
-fn list_of(value: Option<&Value>) -> Value {
-    match value {
-        Some(Value::Array(items)) if !items.is_empty() => items.clone().into(),
-        Some(one @ Value::Object(_)) => json!([one]),
-        _ => Value::Null,
-    }
-}
-
-/// A moment as a text, or as seconds from now.
-fn moment(
-    options: &Map<String, Value>,
-    at: &str,
-    after: &str,
-    setting: &Setting<'_>,
-) -> Result<Option<Moment>, String> {
-    if let Some(text) = options.get(at).and_then(Value::as_str) {
-        return Moment::read(text, setting.zone).map(Some).map_err(|error| format!("{at}: {error}"));
-    }
-    let seconds = options.get(after).and_then(Value::as_f64).map(Duration::try_from_secs_f64).transpose();
-    Ok(seconds.map_err(|error| format!("{after}: {error}"))?.map(|seconds| setting.now.plus(seconds)))
+    ops: &mut Vec<Op>,
+) -> Result<Frozen, String> {
+    let frozen = freeze(&mut signature, id, place, call.root.as_deref(), setting.fresh)?;
+    let mut out = Expansion::default();
+    send(signature, call, &mut out, &mut setting.sending())?;
+    ops.extend(out.sizes.iter().map(|(id, size)| Op::Size(setting.names.group(id), *size)));
+    let groups = out.groups.iter();
+    ops.extend(groups.map(|(id, all)| Op::Group(setting.names.group(id), json!({"result": all}).to_string())));
+    let messages = out.messages.into_iter();
+    ops.extend(messages.map(|m| Op::Push(setting.names.queue(&m.queue, m.priority), m.text, 0)));
+    Ok(frozen)
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use super::chord::completed;
 use super::*;
 use crate::celery::options::TaskOptions;
 use crate::celery::worker::policy::Policies;
@@ -17,6 +18,7 @@ fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
         list: "src",
         raw: b"raw",
         policy: policies.of("t"),
+        policies: &policies,
         app: &app,
         names: &names,
         zone: &zone,
@@ -29,7 +31,7 @@ fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
 fn results(settlement: &Settlement) -> Vec<(String, Meta)> {
     let result = |op: &Op| match op {
         Op::Result(key, text) | Op::OwnResult(key, text) => Some((key.clone(), Meta::read(text.as_bytes()).unwrap())),
-        Op::Push(..) => None,
+        _ => None,
     };
     settlement.ops.iter().filter_map(result).collect()
 }
@@ -91,20 +93,173 @@ fn callbacks_and_the_next_of_a_chain_get_the_result_first() {
 }
 
 #[test]
-fn a_chain_as_a_callback_is_sent_step_by_step_and_a_group_is_refused_aloud() {
+fn canvases_as_callbacks_are_sent_and_what_is_none_is_put_aside() {
     let mut message = TaskMessage::new("id", "t");
     let steps = json!([signature("a", json!({})), signature("b", json!({})), signature("c", json!({}))]);
-    message.embed.callbacks =
-        json!([signature("celery.chain", json!({"kwargs": {"tasks": steps}})), signature("celery.group", json!({}))]);
+    let group = json!([signature("d", json!({})), signature("e", json!({}))]);
+    message.embed.callbacks = json!([
+        signature("celery.chain", json!({"args": [], "kwargs": {"tasks": steps}})),
+        signature("celery.group", json!({"kwargs": {"tasks": group}, "subtask_type": "group"})),
+        signature("celery.chord", json!({"kwargs": {"header": group, "body": null}})),
+    ]);
     let done = settled(&message, Outcome::Success(json!(1)));
     let sent = pushed(&done);
-    assert_eq!((sent.len(), sent[0].1.task.as_str()), (1, "a"));
-    assert_eq!(sent[0].1.embed.chain, json!([signature("c", json!({})), signature("b", json!({}))]));
+    let names: Vec<_> = sent.iter().map(|(_, message)| message.task.as_str()).collect();
+    assert_eq!(names, ["a", "d", "e"]);
+    let chain: Vec<_> = sent[0].1.embed.chain.as_array().unwrap().iter().map(|step| step["task"].clone()).collect();
+    assert_eq!(chain, ["c", "b"]);
+    assert!(sent.iter().all(|(_, m)| m.args == [json!(1), json!(9)] && m.parent_id.as_deref() == Some("id")));
+    assert_eq!((sent[1].1.group.clone(), sent[2].1.group_index), (sent[2].1.group.clone(), Some(1)));
+    let children = &results(&done)[0].1.children;
+    assert_eq!(
+        children[1],
+        json!([[sent[1].1.group, null], [[[sent[1].1.id, null], null], [[sent[2].1.id, null], null]]])
+    );
     assert_eq!(done.complaints.len(), 1);
-    assert!(asides(&done)[0]["reason"].as_str().unwrap().contains("celery.group is not supported"));
-    message.embed = Default::default();
-    (message.embed.chord, message.group) = (signature("body", json!({})), Some("g".to_owned()));
-    assert!(settled(&message, Outcome::Success(json!(1))).complaints[0].contains("chord"));
+    assert!(asides(&done)[0]["reason"].as_str().unwrap().contains("a chord without a body"));
+}
+
+fn parts(settlement: &Settlement) -> Vec<Part> {
+    let part = |op: &Op| match op {
+        Op::Part(part) => Some((**part).clone()),
+        _ => None,
+    };
+    settlement.ops.iter().filter_map(part).collect()
+}
+
+/// A part of a chord: the second.
+fn of_chord() -> TaskMessage {
+    let mut message = TaskMessage::new("id", "t");
+    let body = json!({"options": {"task_id": "body", "link_error": [signature("oops", json!({}))]}});
+    message.embed.chord = signature("body", body);
+    (message.group, message.group_index, message.ignore_result) = (Some("g".to_owned()), Some(1), Some(true));
+    message
+}
+
+#[test]
+fn a_part_of_a_chord_is_recorded_as_celery_does_however_it_ends() {
+    let mut message = of_chord();
+    let recorded = |message: &TaskMessage, outcome| {
+        let done = settled(message, outcome);
+        assert!(results(&done).is_empty(), "nobody wants its result");
+        let [part] = &parts(&done)[..] else { panic!("{done:?}") };
+        assert_eq!((part.group.as_str(), part.member().as_str()), ("g", "id:1"));
+        serde_json::from_str::<Value>(&part.entry).unwrap()
+    };
+    assert_eq!(recorded(&message, Outcome::Success(json!([7]))), json!([1, "id", "SUCCESS", [7]]));
+    let exception = Exception::new("builtins", "ValueError", "x");
+    let failed = recorded(&message, Outcome::Failure(exception, None));
+    let fields = json!({"exc_type": "ValueError", "exc_message": ["x"], "exc_module": "builtins"});
+    assert_eq!(failed, json!([1, "id", "FAILURE", fields]));
+    assert_eq!(recorded(&message, Outcome::Revoked("expired"))[2], "REVOKED");
+    assert!(parts(&settled(&message, Outcome::Ignored)).is_empty());
+    let retry = Exception::new("builtins", "OSError", "away");
+    let retry = Outcome::Retry { countdown: Duration::ZERO, max_retries: None, exception: retry };
+    assert!(parts(&settled(&message, retry)).is_empty());
+    // The end of a chain is a part that fails with what was before it.
+    message.embed.chain = json!([signature(
+        "last",
+        json!({"options": {
+        "task_id": "last", "group_id": "g", "group_index": 2, "chord": message.embed.chord}})
+    )]);
+    message.embed.chord = Value::Null;
+    let exception = Exception::new("builtins", "ValueError", "x");
+    let done = settled(&message, Outcome::Failure(exception, None));
+    assert_eq!(parts(&done)[0].member(), "last:2");
+}
+
+/// What follows when `of_chord` was the last part and these are recorded.
+fn completed_with(entries: &[Value], saved: Option<Value>) -> Settlement {
+    let done = settled(&of_chord(), Outcome::Success(json!(1)));
+    let app = AppConfig::default();
+    let policies = Policies::new(std::iter::empty(), &app).unwrap();
+    let (names, zone) = (app.keyspace(), app.zone());
+    let mut setting = Setting {
+        now: "2026-11-21T12:00:00+00:00".parse().unwrap(),
+        list: "",
+        raw: b"",
+        policy: policies.of("t"),
+        policies: &policies,
+        app: &app,
+        names: &names,
+        zone: &zone,
+        origin: "me",
+        fresh: &mut || "fresh".to_owned(),
+    };
+    let entries = Some(entries.iter().map(|entry| entry.to_string().into_bytes()).collect());
+    let returned = Returned { entries, saved: saved.map(|saved| saved.to_string().into_bytes()) };
+    let mut done = completed(&parts(&done)[0], returned, &mut setting);
+    let Some(Op::Claimed(claim)) = done.ops.pop() else { panic!("{done:?}") };
+    assert_eq!((claim.key.as_str(), claim.token.as_str()), ("celery-taskset-meta-g", "phalanx:id:1"));
+    done.state = if claim.failed { ResultState::Failure } else { ResultState::Success };
+    Settlement { ops: claim.ops, ..done }
+}
+
+#[test]
+fn the_body_of_a_chord_gets_all_results_in_their_order_and_nested_as_the_header_is() {
+    let entries = [json!([1, "a", "SUCCESS", 5]), json!([1, "b", "SUCCESS", {"x": null}])];
+    let done = completed_with(&entries, None);
+    let (list, body) = &pushed(&done)[0];
+    assert_eq!(
+        (list.as_str(), body.id.as_str(), &body.args),
+        ("celery", "body", &vec![json!([5, {"x": null}]), json!(9)])
+    );
+    assert_eq!((body.parent_id.as_deref(), body.root_id.as_str()), (Some("id"), "id"));
+    let saved = json!({"result": [["g", null], [[["h", null], [[["b", null], null]]], [["a", null], null]]]});
+    let done = completed_with(&entries, Some(saved));
+    assert_eq!(pushed(&done)[0].1.args[0], json!([[{"x": null}], 5]));
+    let saved = json!({"result": [["g", null], [[["c", null], null]]]});
+    let done = completed_with(&entries, Some(saved));
+    let error = results(&done)[0].1.exception().unwrap();
+    assert_eq!(error.message(), "Join error: the result of c is missing");
+}
+
+#[test]
+fn the_body_of_a_chord_fails_with_the_first_part_that_has_failed() {
+    let fields = json!({"exc_type": "ValueError", "exc_message": ["x", 7], "exc_module": "builtins"});
+    let done = completed_with(&[json!([1, "a", "SUCCESS", 5]), json!([1, "b", "FAILURE", fields])], None);
+    assert_eq!(done.state, ResultState::Failure);
+    let (key, meta) = &results(&done)[0];
+    assert_eq!((key.as_str(), &meta.state), ("celery-task-meta-body", &ResultState::Failure));
+    let error = meta.exception().unwrap();
+    assert_eq!(
+        (error.exc_type.as_str(), error.message().as_str()),
+        ("ChordError", "Dependency b raised ValueError('x', 7)")
+    );
+    let (_, errback) = &pushed(&done)[0];
+    assert_eq!((errback.task.as_str(), &errback.args), ("oops", &vec![json!("body"), json!(9)]));
+}
+
+#[test]
+fn what_replaces_a_task_has_its_id_its_place_and_what_follows_it() {
+    let mut message = of_chord();
+    message.embed.callbacks = json!([signature("cb", json!({}))]);
+    message.embed.chain = json!([signature("last", json!({})), signature("next", json!({}))]);
+    message.stamps = json!({"tenant": "t"});
+    let one = Canvas::from(crate::celery::Task::new("other"));
+    let done = settled(&message, Outcome::Replaced(Box::new(one.clone())));
+    assert!(results(&done).is_empty() && parts(&done).is_empty(), "its end is that of the other");
+    let sent = pushed(&done);
+    let (_, other) = &sent[0];
+    assert_eq!(
+        (sent.len(), other.task.as_str(), other.id.as_str(), other.replaced_task_nesting),
+        (1, "other", "id", 1)
+    );
+    assert_eq!(
+        (other.group.as_deref(), other.group_index, &other.embed.chord),
+        (Some("g"), Some(1), &message.embed.chord)
+    );
+    assert_eq!(other.embed.chain, message.embed.chain);
+    assert_eq!(other.embed.callbacks[0]["task"], "cb");
+    assert_eq!((&other.stamps, &other.stamped_headers), (&json!({"tenant": "t"}), &json!(["tenant"])));
+    let done = settled(&message, Outcome::Replaced(Box::new(Canvas::group([one.clone(), one]))));
+    let sent = pushed(&done);
+    assert_eq!(sent.len(), 2);
+    let body = &sent[0].1.embed.chord;
+    assert_eq!((&body["task"], &body["options"]["task_id"]), (&json!("celery.accumulate"), &json!("id")));
+    assert_eq!((&body["options"]["chord"], &body["options"]["chain"]), (&message.embed.chord, &message.embed.chain));
+    let size = done.ops.iter().find_map(|op| if let Op::Size(_, size) = op { Some(*size) } else { None });
+    assert_eq!(size, Some(2));
 }
 
 #[test]
