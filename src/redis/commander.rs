@@ -245,7 +245,7 @@ enum Phase {
 }
 
 /// The part of the health that is the threads of connections to Redis.
-pub(super) const BEAT: &str = "redis";
+pub(super) const BEAT: &str = "redis-threads";
 
 /// What a turn of such a thread may take beside the operations that it waits for.
 pub(super) const ROUND_TIME: Duration = Duration::from_secs(30);
