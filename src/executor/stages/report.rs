@@ -170,7 +170,7 @@ impl StagedJob {
     }
 
     fn end_with(&mut self, reason: HordeFailureReason, message: String, context: JsonMap) {
-        let class = if self.cancelled { ErrorClass::Cancelled } else { ErrorClass::Fatal };
+        let class = if self.cancelled { ErrorClass::Cancelled } else { ErrorClass::Rejected };
         self.error(class, "job", &format!("horde failed: {message}"));
         let failed = V0HordeFailedRequest {
             job_uuid: self.uuid.clone(),
