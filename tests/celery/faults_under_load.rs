@@ -5,7 +5,7 @@
 //! How often each happens a variable says: `PHALANX_REDIS_CUT`, `PHALANX_REDIS_FULL`, `PHALANX_REDIS_RIGHTS`,
 //! `PHALANX_REDIS_SLEEPS`, `PHALANX_REDIS_FROZEN`, `PHALANX_REDIS_FAILOVERS`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use phalanx::base::rng::Rng;
 use phalanx::celery::worker::WorkerConfig;
@@ -161,11 +161,17 @@ impl Pair {
     fn fail_over(&mut self, crash: bool) {
         self.look();
         let heir = 1 - self.master;
-        match crash {
-            true => self.servers[self.master].kill(),
-            false => until("the Sentinel begins", || self.sentinel.ask("SENTINEL FAILOVER blue").starts_with("+OK")),
+        if crash {
+            self.servers[self.master].kill();
         }
-        until("there is another master", || self.sentinel.has_master(self.servers[heir].port()));
+        let mut asked: Option<Instant> = None;
+        until("there is another master", || {
+            // The Sentinel may give up, as when the replica has just lost its master.
+            if !crash && asked.is_none_or(|asked| asked.elapsed() > 10 * SECOND) {
+                asked = self.sentinel.ask("SENTINEL FAILOVER blue").starts_with("+OK").then(Instant::now);
+            }
+            self.sentinel.has_master(self.servers[heir].port())
+        });
         if crash {
             let port = self.servers[heir].port();
             self.servers[self.master].follow(port);
