@@ -79,27 +79,8 @@ pub enum Event {
     Fault,
 }
 
-struct Planned(u64, u64, Event);
-
-impl PartialEq for Planned {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-
-impl Eq for Planned {}
-
-impl PartialOrd for Planned {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Planned {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
-}
+/// A moment, what was planned before, and where the event is: small, because a million of them are moved about.
+type Planned = (u64, u64, u32);
 
 /// What all share.
 pub struct Shared {
@@ -109,6 +90,9 @@ pub struct Shared {
     pub at: u64,
     base: Instant,
     planned: BinaryHeap<Reverse<Planned>>,
+    /// The events that are planned, and the places that are free.
+    events: Vec<Option<Event>>,
+    free: Vec<u32>,
     /// Events so far; of two of one moment the one that was planned first comes first.
     sequence: u64,
     pub rng: Rng,
@@ -123,6 +107,8 @@ impl Shared {
             at: 0,
             base: Instant::now(),
             planned: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
             sequence: 0,
             rng: Rng::new(config.seed),
             connections: Connections::default(),
@@ -145,18 +131,29 @@ impl Shared {
 
     pub fn plan(&mut self, at: u64, event: Event) {
         self.sequence += 1;
-        self.planned.push(Reverse(Planned(at.max(self.at), self.sequence, event)));
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            u32::try_from(self.events.len() - 1).expect("they fit into memory")
+        });
+        self.events[place as usize] = Some(event);
+        self.planned.push(Reverse((at.max(self.at), self.sequence, place)));
     }
 
     pub fn after(&mut self, time: u64, event: Event) {
         self.plan(self.at + time, event);
     }
 
+    /// Events that are planned.
+    pub fn planned(&self) -> usize {
+        self.planned.len()
+    }
+
     /// Goes to the next event.
     pub fn next(&mut self) -> Option<Event> {
-        let Reverse(Planned(at, _, event)) = self.planned.pop()?;
+        let Reverse((at, _, place)) = self.planned.pop()?;
         self.at = at;
-        Some(event)
+        self.free.push(place);
+        self.events[place as usize].take()
     }
 
     /// A number from the one on and below the other.

@@ -137,16 +137,11 @@ impl fmt::Display for Page {
         for (what, count) in self.faults.iter().chain(&self.counts) {
             writeln!(f, "  {count} {what}")?;
         }
-        writeln!(f, "time: {:.1} µs a job", seconds * 1e6 / jobs)?;
-        for (role, (events, time)) in ROLES.iter().zip(self.events.iter().zip(&self.times)) {
-            let (time, events) = (time.as_secs_f64() * 1e6, *events as f64);
-            writeln!(
-                f,
-                "  {role}: {:.1} µs a job, {:.1} events, {:.2} µs each",
-                time / jobs,
-                events / jobs,
-                time / events
-            )?;
+        writeln!(f, "time: {:.0} µs of one core a job", processor * 1e6 / jobs)?;
+        for (n, role) in ROLES.iter().enumerate() {
+            let each = self.times[n].as_secs_f64() * 1e6 / self.timed[n].max(1) as f64;
+            let events = self.events[n] as f64 / jobs;
+            writeln!(f, "  {role}: {:.0} µs a job, {events:.1} events of {each:.1} µs", each * events)?;
         }
         let Self { idle: [keyed, miners, validators], peak, config, .. } = self;
         let each = |more: u64, count: u32| more as f64 / f64::from(count);

@@ -198,6 +198,9 @@ impl World {
             Event::Submit => {
                 let mean = SECOND as f64 / shared.config.rate as f64;
                 self.submitted += 1;
+                if self.submitted.is_multiple_of((shared.config.jobs / 10).max(1_000)) {
+                    println!("{} jobs, {} events planned", self.submitted, shared.planned());
+                }
                 facilitator.submit(shared);
                 if self.submitted < shared.config.jobs {
                     let pause = shared.pause(mean);
