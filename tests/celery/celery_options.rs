@@ -217,3 +217,24 @@ fn failures_that_are_to_be_expected_are_no_errors_in_the_log() {
     let log = worker.stop(Signal::TERM).stderr;
     assert!(log.contains("failed: ValueError: x") && !log.contains("KeyError"), "{log}");
 }
+
+#[test]
+fn what_the_worker_sends_goes_where_its_options_and_routes_say() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let Some(mut feed) = Feed::start(&server.url()) else { return };
+    let hour = Some(Duration::from_secs(3600));
+    let options =
+        TaskOptions { queue: Some("adds".to_owned()), priority: Some(6), expires: hour, ..Default::default() };
+    let mut config = settings(server.config());
+    config.app = AppConfig::parse(&json!({"task_routes": {"ec*": {"queue": "echoes"}}}).to_string()).unwrap();
+    let worker = Ours::ready(config, example::registry().with_options("add", options));
+    let own = json!({"task": "add", "options": {"queue": "own", "priority": 0}});
+    let sent = json!({"options": {"queue": "celery", "link": [{"task": "add"}, {"task": "echo"}, own]}});
+    assert_eq!(feed.run("noop", sent)["state"], "SUCCESS");
+    until("they are sent", || server.cli::<usize>(&["EXISTS", "adds\x06\x166", "echoes", "own"]) == 3);
+    let messages: Vec<String> = server.cli(&["LRANGE", "adds\x06\x166", "0", "-1"]);
+    let message: Value = serde_json::from_str(&messages[0]).unwrap();
+    assert!(message["headers"]["expires"].is_string() && message["properties"]["priority"] == 6, "{message}");
+    assert_eq!(worker.stop(LONG).left, 0);
+}
