@@ -303,6 +303,12 @@ impl Core {
         self.board.errors.report_of(ErrorClass::Rejected, "task", id, &format_args!("task {name}[{id}] {what}"));
     }
 
+    /// Whether the message of this run is held for it, and not once more for another.
+    pub(super) fn is_held_for(&self, run: &Arc<Run>) -> bool {
+        let held = lock(&self.held);
+        held.get(&run.tag).and_then(|entry| entry.item.run.as_ref()).is_some_and(|own| Arc::ptr_eq(own, run))
+    }
+
     /// Settles a message with this outcome, unless somebody has settled it before.
     pub(super) fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
         let (message, list, raw, runtime) = {

@@ -165,7 +165,7 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
         Ok(Ok(value)) => Some(run.succeeded(value)),
         Ok(Err(TaskError::Cancelled)) => run.cancelled(),
         Ok(Err(TaskError::Reject { requeue: true })) => {
-            if core.give_back(&run.tag, false) {
+            if core.is_held_for(run) && core.give_back(&run.tag, false) {
                 core.tell(&message.task, || Event::rejected(&message.id, true));
             }
             return;
@@ -181,6 +181,8 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
     let outcome = outcome.map(|outcome| outcome::retried(outcome, policy, message.retries, below));
     log::debug!("task {}[{}] ended after {:.3?}", message.task, message.id, begun.elapsed());
     match outcome {
+        // It went back at its time limit and may have come again, under the same tag: that is not this run's to end.
+        _ if !core.is_held_for(run) => {}
         Some(outcome) => core.conclude(&run.tag, outcome),
         None => {
             core.give_back(&run.tag, true);
