@@ -180,6 +180,26 @@ stress/celery: $(VENV)/.ready
 bench/celery: $(VENV)/.ready
 	$(CARGO) run --quiet --release --locked --example celery_bench -- --python $(VENV)/bin/python
 
+# Celery's own integration tests, from its source package, against our worker: docs/celery-matrix.md. Takes minutes.
+# UPSTREAM_ARGS goes to pytest, as `-k chain`; PHALANX_UPSTREAM_ALL=1 runs also what is refused.
+.PHONY: test/celery-upstream
+UPSTREAM := target/celery-upstream
+UPSTREAM_ARGS ?=
+CELERY := $(shell sed -n 's/^celery.*==//p' tests/python/requirements.txt)
+test/celery-upstream: $(VENV)/.ready $(UPSTREAM)/.ready
+	$(CARGO) build --quiet --locked --example celery_upstream
+	cd $(UPSTREAM)/celery-$(CELERY) && PYTHONPATH=$(abspath $(UPSTREAM))/packages:$(abspath tests/python) \
+	  PHALANX_UPSTREAM_WORKER=$(abspath target)/debug/examples/celery_upstream $(abspath $(VENV))/bin/python -m pytest \
+	  -p celery.contrib.pytest -p celery_upstream -p no:cacheprovider -o xfail_strict=false --tb=short \
+	  t/integration $(UPSTREAM_ARGS)
+
+$(UPSTREAM)/.ready: tests/python/requirements.txt tests/python/requirements-upstream.txt
+	@rm -rf $(UPSTREAM) && mkdir -p $(UPSTREAM)
+	$(VENV)/bin/pip download --quiet --no-deps --no-binary celery --dest $(UPSTREAM) celery==$(CELERY)
+	$(VENV)/bin/pip install --quiet --target $(UPSTREAM)/packages -r tests/python/requirements-upstream.txt
+	tar --extract --gzip --file $(UPSTREAM)/celery-$(CELERY).tar.gz --directory $(UPSTREAM)
+	touch $@
+
 # The Python peers; a machine without Python or without an index gets an empty environment, and the tests say so.
 $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.txt
 	@mkdir -p target

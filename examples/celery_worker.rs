@@ -104,14 +104,17 @@ pub fn registry() -> Registry {
 
 #[allow(dead_code)] // The tests include this file and call `run`.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    run(std::env::args().skip(1))
+    run(std::env::args().skip(1), |_| registry())
 }
 
-/// Runs the worker that the command line asks for until a signal stops it.
+/// Runs the worker that the command line asks for, with these tasks, until a signal stops it.
 ///
 /// # Errors
 /// What is wrong with the command line, or why the worker cannot start.
-pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::error::Error>> {
+pub fn run(
+    mut words: impl Iterator<Item = String>,
+    tasks: impl FnOnce(&WorkerConfig) -> Registry,
+) -> Result<(), Box<dyn std::error::Error>> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let mut config = WorkerConfig::new(RedisConfig::parse("redis://127.0.0.1/0")?);
     let mut stop_time = 10.0;
@@ -134,7 +137,8 @@ pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::e
             _ => return Err(format!("{word} is not known").into()),
         }
     }
-    let worker = CeleryWorker::start(config, registry(), &Board::new())?;
+    let tasks = tasks(&config);
+    let worker = CeleryWorker::start(config, tasks, &Board::new())?;
     let handle = worker.handle();
     let stop = handle.asked_to_stop().clone();
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])?;

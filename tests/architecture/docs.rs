@@ -51,3 +51,49 @@ pub fn texts_of<'a>(source: &'a str, from: &str, until: &str) -> Vec<&'a str> {
     let quoted = |line: &'a str| line.split_once(['=', '>'])?.1.trim_start_matches('>').trim().strip_prefix('"');
     lines.filter_map(quoted).filter_map(|rest| rest.split('"').next()).collect()
 }
+
+/// The names of the tests in a file of Rust.
+pub fn tests_of(source: &str) -> impl Iterator<Item = &str> {
+    let behind = source.split("#[test]\n").skip(1);
+    behind.filter_map(|rest| rest.lines().find_map(|line| line.trim_start().strip_prefix("fn ")?.split('(').next()))
+}
+
+/// What of a table, its cells behind the first ones, neither names one of these tests nor says why there is none.
+pub fn cells_without_test(table: &str, tests: &BTreeSet<&str>) -> BTreeSet<String> {
+    const REASONS: [&str; 4] = ["refused", "done by Celery's worker", "nothing ", "as the two beside"];
+    let is_name =
+        |span: &&str| span.contains('_') && span.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c));
+    let mut wrong = BTreeSet::new();
+    for row in table.lines().skip(2) {
+        let mut cells = row.trim_matches('|').split(" | ").map(str::trim);
+        let feature = cells.next().unwrap_or_default();
+        for cell in cells {
+            let names: Vec<_> = cell.split('`').skip(1).step_by(2).filter(is_name).collect();
+            let is_told = !names.is_empty() || REASONS.iter().any(|reason| cell.starts_with(reason));
+            if !is_told || names.iter().any(|name| !tests.contains(name)) {
+                wrong.insert(format!("{feature}: {cell}"));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+fn each_cell_of_the_matrix_of_celery_names_a_test_or_says_why_there_is_none() {
+    let sources: Vec<String> = super::lines(&["tests"]).into_iter().map(|(_, line)| line).collect();
+    let source = sources.join("\n");
+    let tests: BTreeSet<&str> = tests_of(&source).collect();
+    assert!(tests.len() > 70, "{tests:?}");
+    let document = fs::read_to_string(super::root().join("docs/celery-matrix.md")).unwrap();
+    let table: Vec<&str> =
+        document.lines().skip_while(|l| !l.starts_with('|')).take_while(|l| l.starts_with('|')).collect();
+    assert!(table.len() > 30, "{} rows", table.len());
+    let wrong = cells_without_test(&table.join("\n"), &tests);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+
+    let known: BTreeSet<&str> = tests_of("#[test]\n#[ignore]\nfn a_b() {}\nfn c_d() {}").collect();
+    let table =
+        "| x | y |\n| --- | --- |\n| one | `a_b` |\n| two | `c_d` |\n| three | `Flag` |\n| four | refused: `x` |";
+    let wrong = cells_without_test(table, &known);
+    assert_eq!(wrong, super::set(&["two: `c_d`", "three: `Flag`"]));
+}

@@ -1,6 +1,7 @@
 //! What Celery's monitors see of our worker, our client and their tasks: Celery's own receiver of events, `celery
 //! events` and Flower.
 
+use crate::testkit::browser::Browser;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::process::Running;
 use crate::testkit::python;
@@ -8,9 +9,10 @@ use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
 use crate::testkit::wait::{LONG, until, until_some};
 
+use std::path::Path;
 use std::process::Stdio;
 
-use celery_kit::{Feed, celery, worker_process_in};
+use celery_kit::{Feed, Worker, celery, worker_process_in};
 use phalanx::base::stop::Stopping;
 use phalanx::celery::{CeleryClient, CeleryConfig, Task};
 use phalanx::ops::status::Board;
@@ -242,6 +244,34 @@ fn flower_shows_our_worker_and_its_tasks() {
     });
     assert_eq!((&task["name"], &task["args"], &task["result"]), (&json!("add"), &json!("(2, 3)"), &json!("5")));
     assert_eq!(task["worker"], "ours@here");
+    flower_pages_name_both_workers(&server, &mut feed, port, &id);
     worker.stop(Signal::TERM);
     flower.stop(Signal::TERM);
+}
+
+/// Its pages in a browser, with a worker of Celery beside ours.
+fn flower_pages_name_both_workers(server: &RedisServer, feed: &mut Feed, port: u16, ours: &str) {
+    let command = celery("celery_feed", &server.url()).unwrap();
+    let worker = Worker::start_from(command, &["--pool", "solo", "-Q", "python", "-E"]).unwrap();
+    let theirs = feed.send("python_add", json!({"args": [2, 3], "options": {"queue": "python"}}));
+    assert_eq!(feed.wait(&theirs)["result"], 5);
+    let Some(mut browser) = Browser::start() else { return };
+    browser.resize(1280, 800);
+    // Each page is filled by its scripts.
+    let mut page = |path: &str, words: &[&str]| {
+        browser.open(&format!("http://127.0.0.1:{port}/{path}"));
+        let text = until_some(path, || {
+            let text = browser.eval("document.body.innerText").as_str().unwrap().to_owned();
+            words.iter().all(|word| text.contains(word)).then_some(text)
+        });
+        if let Some(folder) = std::env::var_os("PHALANX_TEST_FLOWER") {
+            std::fs::write(Path::new(&folder).join(format!("flower-{path}.png")), browser.picture(false)).unwrap();
+        }
+        text
+    };
+    let text = page("workers", &["ours@here", worker.name(), "Online"]);
+    assert!(!text.contains("Offline"), "{text}");
+    page("tasks", &[ours, &theirs, "python_add"]);
+    drop(browser);
+    worker.stop();
 }

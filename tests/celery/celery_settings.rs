@@ -30,7 +30,7 @@ fn keys_priorities_and_results_are_where_the_settings_say() {
             "queue_order_strategy": "priority", "global_keyprefix": "x:"},
         "result_backend": server.url().replace("/0", "/1"),
         "result_backend_transport_options": {"global_keyprefix": "mine"},
-        "result_expires": 100, "task_track_started": true,
+        "result_expires": 100, "result_extended": true, "task_track_started": true,
     });
     let Some(mut feed) = Feed::start_with(&server.url(), &app) else { return };
     let config = with(&server, &app);
@@ -48,6 +48,10 @@ fn keys_priorities_and_results_are_where_the_settings_say() {
     until("it is settled", || worker.state().counts.total() == 0);
     // Looked up when it is over, not heard of.
     assert_eq!(feed.ask("state", json!({"id": id}))["state"], "SUCCESS");
+    let expected = json!({
+        "name": "gated", "args": [], "kwargs": {}, "worker": worker.hostname(), "retries": 0, "queue": "celery",
+    });
+    assert_eq!(feed.ask("extended", json!({"id": id})), expected);
     let retried = feed.run("retry", json!({"args": [1, 3]}));
     assert_eq!(retried["result"], 1, "{retried}");
     let chain = json!([{"task": "add", "args": [1, 2]}, {"task": "add", "args": [3], "options": {"priority": 7}}]);

@@ -17,6 +17,7 @@ mod celery_messages;
 mod celery_monitoring;
 mod celery_options;
 mod celery_settings;
+mod celery_together;
 mod celery_values;
 mod celery_worker;
 mod celery_worker_faults;
@@ -34,5 +35,5 @@ mod trust;
 #[test]
 #[ignore = "other tests start it as a process of its own"]
 fn worker_itself() {
-    example::run(testkit::celery::worker_words()).unwrap();
+    example::run(testkit::celery::worker_words(), |_| example::registry()).unwrap();
 }

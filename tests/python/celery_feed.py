@@ -225,6 +225,13 @@ def state(request):
     return shown(app.AsyncResult(request["id"]))
 
 
+def extended(request):
+    """What the result says beside what came of the task."""
+    result = app.AsyncResult(request["id"])
+    return {"name": result.name, "args": result.args, "kwargs": result.kwargs, "worker": result.worker,
+            "retries": result.retries, "queue": result.queue}
+
+
 def revoke(request):
     app.control.revoke(request["ids"], terminate=request.get("terminate", False))
     return {}

@@ -41,7 +41,10 @@ impl Worker {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let folder = tempfile::tempdir().unwrap();
         let name = format!("w{}@{}", NEXT.fetch_add(1, Ordering::Relaxed), std::process::id());
-        command.args(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]);
+        command.args(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle"]);
+        if !options.contains(&"-E") {
+            command.arg("--without-heartbeat");
+        }
         command.args(["-n", &name]).args(options).current_dir(folder.path()).env("TMPDIR", folder.path());
         let mut running = Running::start(&mut merged(&command, folder.path()));
         let mut reported = Vec::new();

@@ -54,6 +54,9 @@ pub struct AppConfig {
     pub task_ignore_result: bool,
     /// Whether the failure of such a task is stored all the same.
     pub task_store_errors_even_if_ignored: bool,
+    /// Whether a result also has the name of its task, the arguments, the worker, the number of retries and the queue:
+    /// no, as with Celery.
+    pub result_extended: bool,
     /// Whether the state `STARTED` is stored: no, as with Celery.
     pub task_track_started: bool,
     /// Whether a message is acknowledged when its task has ended. Yes, other than with Celery: no task is lost with its
@@ -174,6 +177,7 @@ impl Default for AppConfig {
             task_annotations: BTreeMap::new(),
             task_ignore_result: false,
             task_store_errors_even_if_ignored: false,
+            result_extended: false,
             task_track_started: false,
             task_acks_late: true,
             task_acks_on_failure_or_timeout: true,
@@ -288,6 +292,7 @@ impl AppConfig {
                 "result_chord_ordered": self.result_backend_transport_options.result_chord_ordered,
             },
             "result_expires": number(self.result_expires.as_secs_f64()),
+            "result_extended": self.result_extended,
             "enable_utc": self.enable_utc,
             "timezone": self.timezone.name(),
             "task_default_queue": self.task_default_queue,

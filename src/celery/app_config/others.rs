@@ -46,7 +46,7 @@ const ONLY_JSON: &str = "only JSON is read and written";
 const NOT_PACKED: &str = "it is read either way, and written as it is; leave it out";
 
 /// Settings that are refused unless they say what is so anyway.
-const REFUSED: [Refused; 35] = [
+const REFUSED: [Refused; 34] = [
     ("accept_content", with_json, ONLY_JSON),
     ("result_accept_content", with_json, ONLY_JSON),
     ("task_serializer", json, ONLY_JSON),
@@ -56,7 +56,6 @@ const REFUSED: [Refused; 35] = [
     ("task_always_eager", off, "tasks are sent to workers"),
     ("task_compression", none, NOT_PACKED),
     ("result_compression", none, NOT_PACKED),
-    ("result_extended", off, "results have neither names nor arguments"),
     ("result_failure_expires", none, "all results are kept as long"),
     ("result_chord_expires", none, "what is kept of a chord is kept as long as a result"),
     ("task_queues", empty, NO_EXCHANGES),
@@ -226,7 +225,7 @@ mod tests {
         let good = json!({
             "accept_content": ["application/json"], "result_serializer": "json", "task_always_eager": false,
             "task_queues": {}, "task_default_exchange_type": "direct", "control_exchange": "celery",
-            "broker_transport": "redis", "result_extended": false, "task_compression": null, "worker_direct": false,
+            "broker_transport": "redis", "task_compression": null, "worker_direct": false,
             "result_backend_transport_options": {"fanout_patterns": true, "unacked_key": "unacked"},
         });
         assert_eq!(taken(good).0, Others::default());

@@ -23,6 +23,7 @@ struct Written {
     result_backend_transport_options: WrittenResults,
     redis_backend_use_ssl: WrittenTls,
     result_expires: Option<f64>,
+    result_extended: bool,
     enable_utc: Option<bool>,
     timezone: Option<String>,
     task_default_queue: Option<String>,
@@ -259,6 +260,7 @@ fn read(json: &str) -> Result<AppConfig, String> {
         task_annotations: written.task_annotations.unwrap_or_default(),
         task_ignore_result: written.task_ignore_result,
         task_store_errors_even_if_ignored: written.task_store_errors_even_if_ignored,
+        result_extended: written.result_extended,
         task_track_started: written.task_track_started,
         task_acks_late: written.task_acks_late.unwrap_or(defaults.task_acks_late),
         task_acks_on_failure_or_timeout: written

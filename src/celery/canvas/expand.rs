@@ -276,8 +276,11 @@ pub(in crate::celery) fn send(
             {
                 out.sizes.push((gid.to_owned(), tasks.iter().map(Signature::parts).sum()));
             }
+            let errbacks = options.get("link_error").filter(|errbacks| !errbacks.is_null()).cloned();
             let mut whole = over(options, &call.options);
             remove(&mut whole, &OF_THE_WHOLE);
+            // Errbacks of the group stand in for those of its tasks.
+            whole.extend(errbacks.map(|errbacks| ("link_error".to_owned(), errbacks)));
             for task in tasks {
                 send(task, Call { chain: Vec::new(), options: whole.clone(), ..call.clone() }, out, sending)?;
             }
@@ -288,7 +291,7 @@ pub(in crate::celery) fn send(
             let gid = options.get("task_id").and_then(Value::as_str).ok_or("a chord without an id")?.to_owned();
             let mut whole = over(options, &call.options);
             body.link(&list_of(whole.get("link")));
-            body.link_error(&list_of(whole.get("link_error")));
+            body.link_error_to_body(&list_of(whole.get("link_error")));
             if body.kind == Kind::Task {
                 // A place that was given to the chord is the body's.
                 for key in ["chord", "group_id", "group_index"] {

@@ -144,6 +144,16 @@ impl Signature {
         }
     }
 
+    /// The same for the body of a chord: a group that has errbacks of its own, which stand in for those of its tasks,
+    /// gets them there.
+    pub(in crate::celery) fn link_error_to_body(&mut self, errbacks: &[Value]) {
+        let has_own = self.options.get("link_error").is_some_and(|own| !own.is_null());
+        match self.kind {
+            Kind::Group(_) if has_own => self.add("link_error", errbacks),
+            _ => self.link_error(errbacks),
+        }
+    }
+
     /// Adds stamps to each task in it and to what they call; those that are there stay.
     pub(in crate::celery) fn stamp(&mut self, stamps: &Map<String, Value>) {
         self.each(&mut |one| {

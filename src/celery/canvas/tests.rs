@@ -105,6 +105,20 @@ fn links_errbacks_stamps_and_options_go_where_celery_has_them() {
     let body = &a.embed.chord["options"];
     assert_eq!((&body["link"][0]["task"], &body["link_error"][0]["task"]), (&json!("cb"), &json!("oops")));
     assert_eq!((&body["tenant"], &body["link"][0]["options"]["tenant"]), (&json!("x"), &json!("x")));
+    // Errbacks of a group stand in for those of its tasks, and a chord's are added to them.
+    let mut group = Canvas::group([t("a").link_error(t("own")), t("b")]).write();
+    group["options"]["link_error"] = json!([t("theirs").write()]);
+    let group = Canvas::read(&group).unwrap();
+    let errbacks = |message: &TaskMessage| {
+        let all = message.embed.errbacks.as_array().cloned().unwrap_or_default();
+        all.iter().map(|one| one["task"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let alone = sent(group.clone());
+    assert_eq!(alone.messages.iter().map(errbacks).collect::<Vec<_>>(), [["theirs"], ["theirs"]]);
+    let mut chord = Canvas::chord(Canvas::group(Vec::<Canvas>::new()), group).into_signature();
+    chord.options.insert("link_error".to_owned(), json!([t("chords").write()]));
+    let body = sent(Canvas::from(chord));
+    assert_eq!(body.messages.iter().map(errbacks).collect::<Vec<_>>(), [["theirs", "chords"], ["theirs", "chords"]]);
     let chain = sent(Canvas::chain([t("a"), t("b")]).link_error(t("oops")).link(t("cb")));
     let a = &chain.messages[0].embed;
     assert_eq!((&a.errbacks[0]["task"], &a.callbacks), (&json!("oops"), &Value::Null));

@@ -64,7 +64,8 @@ fn registered(arguments: &Map<String, Value>, node: &dyn Node) -> Value {
         None => vec!["rate_limit"],
     };
     let shown = |task: String| {
-        let all = node.attributes_of(&task);
+        let mut all = node.attributes_of(&task);
+        all.insert("name".to_owned(), task.as_str().into());
         let of = |name: &&str| {
             let value = all.get(*name).filter(|value| !value.is_null())?;
             Some(format!("{name}={}", plain(value)))

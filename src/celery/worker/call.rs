@@ -90,6 +90,8 @@ pub enum TaskError {
         max_retries: Option<u32>,
         /// What went wrong.
         exception: Box<Exception>,
+        /// What it is called with then; `None` for the same.
+        arguments: Option<Box<Args>>,
     },
     /// No result is stored.
     #[error("ignored")]
@@ -118,18 +120,27 @@ impl TaskError {
     /// unless set, as with Celery. See [`TaskError::at_most`].
     pub fn retry(countdown: Duration, exc_type: &str, message: impl Into<String>) -> Self {
         let exception = Box::new(exception(exc_type, message));
-        Self::Retry { countdown: Some(countdown), max_retries: None, exception }
+        Self::Retry { countdown: Some(countdown), max_retries: None, exception, arguments: None }
     }
 
     /// A failure that is to be tried again when, and as often as, the options of the task say.
     pub fn again(exc_type: &str, message: impl Into<String>) -> Self {
-        Self::Retry { countdown: None, max_retries: None, exception: Box::new(exception(exc_type, message)) }
+        let exception = Box::new(exception(exc_type, message));
+        Self::Retry { countdown: None, max_retries: None, exception, arguments: None }
     }
 
     /// The same with another limit of retries; `None` for no limit.
     pub fn at_most(mut self, retries: Option<u32>) -> Self {
         if let Self::Retry { max_retries, .. } = &mut self {
             *max_retries = Some(retries.unwrap_or(u32::MAX));
+        }
+        self
+    }
+
+    /// The same, called with these then, in place of what it was called with.
+    pub fn with_arguments(mut self, args: Args) -> Self {
+        if let Self::Retry { arguments, .. } = &mut self {
+            *arguments = Some(Box::new(args));
         }
         self
     }

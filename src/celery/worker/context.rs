@@ -95,10 +95,15 @@ impl TaskCx {
         if self.run.signal.is_set() { Err(TaskError::Cancelled) } else { Ok(()) }
     }
 
+    /// The soft and the hard time limit that hold for it, whoever has set them.
+    pub fn time_limits(&self) -> (Option<Duration>, Option<Duration>) {
+        let duration = |limit: Option<f64>| Duration::try_from_secs_f64(limit?).ok();
+        (duration(self.run.limits.0), duration(self.run.limits.1))
+    }
+
     /// When the time limit is over.
     pub fn deadline(&self) -> Option<Instant> {
-        let limit = Duration::try_from_secs_f64(self.run.limits.1?).ok()?;
-        self.run.begun.get()?.checked_add(limit)
+        self.run.begun.get()?.checked_add(self.time_limits().1?)
     }
 
     /// Puts another one in the place of this task, as Celery's `Task.replace`: under this task's id, before what

@@ -369,10 +369,11 @@ impl Core {
             Moment::from(since).unix_micros() as f64 / 1e6
         });
         let Some(message) = &entry.item.message else { return json!({"id": entry.task_id}) };
+        let acknowledged = entry.item.run.as_ref().is_some_and(|run| run.acknowledged.load(Ordering::SeqCst));
         json!({
             "id": message.id, "name": message.shadow.as_ref().unwrap_or(&message.task), "args": message.args,
             "kwargs": message.kwargs, "type": message.task, "hostname": self.config.hostname, "time_start": started,
-            "acknowledged": false, "worker_pid": started.map(|_| std::process::id()),
+            "acknowledged": acknowledged, "worker_pid": started.map(|_| std::process::id()),
             "delivery_info": {
                 "exchange": message.exchange, "routing_key": message.routing_key, "priority": message.priority,
                 "redelivered": message.redelivered,

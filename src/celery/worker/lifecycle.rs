@@ -11,7 +11,7 @@ use redis::Value;
 use super::builtin;
 use super::core::{Core, TAKE_PART, Taken};
 use super::held::Stage;
-use super::outcome::{self, Op, Outcome, Returned, complete};
+use super::outcome::{self, Op, Outcome, Returned, complete, extend};
 use super::restore;
 use super::run::Run;
 use super::scripts::{self, ACKNOWLEDGE, BEGIN, BEGUN, RELEASE, REVOKE, SETTLE, STATE};
@@ -270,6 +270,9 @@ impl Core {
         then: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) {
         complete(&run.message, &mut meta);
+        if self.config.app.result_extended {
+            extend(&run.message, &mut meta, &self.config.hostname);
+        }
         let key = self.names.meta(&run.message.id);
         let request = match self.results {
             Some(_) => self.settlement("", &[Op::OwnResult(key, meta.write())]),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::call::{TaskError, exception};
+use super::call::{Args, TaskError, exception};
 use super::policy::{Policies, Policy};
 use crate::base::limits::{CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_RESULT_BYTES};
 use crate::celery::app_config::AppConfig;
@@ -18,6 +18,7 @@ use crate::celery::keys::Keyspace;
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::{Exception, Meta, ResultState};
 use crate::celery::moment::{Moment, Zone};
+use crate::celery::repr;
 
 pub(super) use op::{Op, Part, Returned};
 
@@ -39,6 +40,8 @@ pub(super) enum Outcome {
         max_retries: Option<u32>,
         /// What went wrong.
         exception: Exception,
+        /// What it is called with then, if not the same.
+        arguments: Option<Box<Args>>,
     },
     /// It was revoked: `revoked`, `terminated`, `expired`.
     Revoked(&'static str),
@@ -119,14 +122,18 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
             }
         },
         Outcome::Failure(exception, traceback) => failure(message, &exception, traceback, setting, &mut done),
-        Outcome::Retry { countdown, max_retries, exception } => {
+        Outcome::Retry { countdown, max_retries, exception, arguments } => {
             if max_retries.is_some_and(|most| message.retries >= most) {
                 failure(message, &exception, None, setting, &mut done);
             } else {
                 done.state = ResultState::Retry;
                 done.why = format!("{}: {}", exception.exc_type, exception.message());
                 let eta = (!countdown.is_zero()).then(|| setting.now.plus(countdown));
-                let next = message.retry(eta, (setting.fresh)());
+                let mut next = message.retry(eta, (setting.fresh)());
+                if let Some(Args { positional, named }) = arguments.map(|arguments| *arguments) {
+                    (next.argsrepr, next.kwargsrepr) = (Some(repr::args(&positional)), Some(repr::kwargs(&named)));
+                    (next.args, next.kwargs) = (positional, named);
+                }
                 store(message, Meta::retry(&message.id, &exception, None), true, setting, &mut done);
                 done.ops.push(Op::Push(setting.list.to_owned(), next.write().write(), 0));
             }
@@ -163,10 +170,11 @@ pub(super) fn of_error(error: TaskError, message: &TaskMessage, policy: &Policy,
             let traceback = format!("{name}: {text}\n  in {}[{}] of {hostname}\n", message.task, message.id);
             Outcome::Failure(*exception, Some(traceback))
         }
-        TaskError::Retry { countdown, max_retries, exception } => Outcome::Retry {
+        TaskError::Retry { countdown, max_retries, exception, arguments } => Outcome::Retry {
             countdown: countdown.unwrap_or(options.default_retry_delay),
             max_retries: max_retries.or(options.max_retries),
             exception: *exception,
+            arguments,
         },
         TaskError::Ignore => Outcome::Ignored,
         TaskError::Replaced(canvas) => Outcome::Replaced(canvas),
@@ -183,7 +191,7 @@ pub(super) fn retried(outcome: Outcome, policy: &Policy, retries: u32, below: im
         // What a handler refuses is not what has gone wrong.
         Outcome::Failure(exception, _) if options.retries_after(&exception) && exception != rejection() => {
             let countdown = options.retry_delay(retries, below);
-            Outcome::Retry { countdown, max_retries: options.max_retries, exception }
+            Outcome::Retry { countdown, max_retries: options.max_retries, exception, arguments: None }
         }
         outcome => outcome,
     }
@@ -252,6 +260,7 @@ fn replace(
     match &mut signature.kind {
         // The results of a group are one result, so that something can follow.
         Kind::Group(tasks) => signature = accumulated(std::mem::take(tasks)),
+        Kind::Chain(steps) if steps.is_empty() => return Err("Cannot replace with an empty chain".to_owned()),
         Kind::Chain(steps) => {
             if let Some(Signature { kind: Kind::Group(tasks), .. }) = steps.last_mut() {
                 let last = accumulated(std::mem::take(tasks));
@@ -372,6 +381,9 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>
         return meta;
     }
     complete(message, &mut meta);
+    if setting.app.result_extended {
+        extend(message, &mut meta, setting.origin);
+    }
     let mut text = meta.write();
     if text.len() > CELERY_RESULT_BYTES {
         let why = format!("the result has {} bytes, more than {CELERY_RESULT_BYTES}", text.len());
@@ -394,6 +406,19 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>
 pub(super) fn complete(message: &TaskMessage, meta: &mut Meta) {
     meta.group_id.clone_from(&message.group);
     meta.parent_id.clone_from(&message.parent_id);
+}
+
+/// The fields of a result that says what it is of: `result_extended`.
+pub(super) fn extend(message: &TaskMessage, meta: &mut Meta, hostname: &str) {
+    let more = json!({
+        "name": message.task, "args": message.args, "kwargs": message.kwargs, "worker": hostname,
+        "retries": message.retries, "queue": message.routing_key,
+    });
+    meta.other.extend(more.as_object().cloned().unwrap_or_default());
+    if let Some(stamps) = message.stamps.as_object().filter(|stamps| !stamps.is_empty()) {
+        meta.other.insert("stamped_headers".to_owned(), message.stamped_headers.clone());
+        meta.other.extend(stamps.clone());
+    }
 }
 
 /// Calls what a signature stands for.

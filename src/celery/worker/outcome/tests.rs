@@ -154,7 +154,7 @@ fn a_part_of_a_chord_is_recorded_as_celery_does_however_it_ends() {
     assert_eq!(recorded(&message, Outcome::Revoked("expired"))[2], "REVOKED");
     assert!(parts(&settled(&message, Outcome::Ignored)).is_empty());
     let retry = Exception::new("builtins", "OSError", "away");
-    let retry = Outcome::Retry { countdown: Duration::ZERO, max_retries: None, exception: retry };
+    let retry = Outcome::Retry { countdown: Duration::ZERO, max_retries: None, exception: retry, arguments: None };
     assert!(parts(&settled(&message, retry)).is_empty());
     // The end of a chain is a part that fails with what was before it.
     message.embed.chain = json!([signature(
@@ -282,8 +282,12 @@ fn a_retry_is_the_same_task_later_until_there_were_enough() {
     let mut message = TaskMessage::new("id", "t");
     message.retries = 2;
     let exception = Exception::new("builtins", "OSError", "away");
-    let retry =
-        |max_retries| Outcome::Retry { countdown: Duration::from_secs(5), max_retries, exception: exception.clone() };
+    let retry = |max_retries| Outcome::Retry {
+        countdown: Duration::from_secs(5),
+        max_retries,
+        exception: exception.clone(),
+        arguments: None,
+    };
     let done = settled(&message, retry(Some(3)));
     let sent = pushed(&done);
     assert_eq!(
@@ -292,6 +296,13 @@ fn a_retry_is_the_same_task_later_until_there_were_enough() {
     );
     assert_eq!(sent[0].1.eta.unwrap().to_string(), "2026-11-21T12:00:05+00:00");
     assert!(matches!(&done.ops[0], Op::OwnResult(..)) && results(&done)[0].1.exception() == Some(exception.clone()));
+    let other = Args { positional: vec![json!(7)], named: serde_json::Map::from_iter([("y".to_owned(), json!("z"))]) };
+    let changed = TaskError::retry(Duration::ZERO, "OSError", "away").with_arguments(other.clone());
+    let policies = Policies::new(std::iter::empty(), &AppConfig::default()).unwrap();
+    let done = settled(&message, of_error(changed, &message, policies.of("t"), "me").unwrap());
+    let next = &pushed(&done)[0].1;
+    assert_eq!((&next.args, &next.kwargs), (&other.positional, &other.named));
+    assert_eq!((next.argsrepr.as_deref(), next.kwargsrepr.as_deref()), (Some("(7,)"), Some("{'y': 'z'}")));
     message.retries = 3;
     let done = settled(&message, retry(Some(3)));
     assert_eq!((done.state.clone(), pushed(&done).len()), (ResultState::Failure, 0));
@@ -340,6 +351,7 @@ fn failures_that_are_named_are_tried_again() {
         countdown: Duration::from_secs(seconds),
         max_retries: Some(most),
         exception: exception.clone(),
+        arguments: None,
     };
     assert_eq!(retried(failed("OSError"), policy, 3, |_| 0), retry(16, 5));
     for kept in [failed("KeyError"), Outcome::Success(json!(1)), Outcome::Failure(rejection(), None)] {
