@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use super::settings;
-use super::stderr;
+use super::{logging, settings, stderr};
+use crate::base::io;
 use crate::base::lock::lock;
 use crate::ops::redact::{self, OneLine};
 
@@ -57,9 +57,48 @@ pub fn at_once(code: u8) -> ! {
 }
 
 /// Says in one line on stderr what is wrong with the usage, and gives the code for it.
+///
+/// Nothing has started, so what was logged on the way there is of no use, and is dropped.
 pub fn usage(problem: impl std::fmt::Display) -> ExitCode {
+    stderr::drop_held();
     say(&settings::named(&problem.to_string()));
     ExitCode::from(USAGE)
+}
+
+/// Why a role has not started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotStarted {
+    /// In one line.
+    problem: String,
+    /// It is not a setting that is wrong, and the same start may succeed later.
+    may_pass: bool,
+}
+
+impl NotStarted {
+    /// A problem, and whether the same start may succeed later.
+    pub fn new(problem: impl std::fmt::Display, may_pass: bool) -> Self {
+        Self { problem: problem.to_string(), may_pass }
+    }
+
+    /// A problem with an error of the system.
+    pub fn of_io(problem: impl std::fmt::Display, error: &std::io::Error) -> Self {
+        Self::new(problem, io::may_pass(error))
+    }
+}
+
+/// A wrong setting.
+impl From<String> for NotStarted {
+    fn from(problem: String) -> Self {
+        Self { problem, may_pass: false }
+    }
+}
+
+/// Says in one line on stderr why a role has not started, and gives the code for it: [`FAILED`] for what may pass, so
+/// that a service manager tries again, [`USAGE`] for settings, which a restart does not change.
+pub fn not_started(why: impl Into<NotStarted>) -> ExitCode {
+    let NotStarted { problem, may_pass } = why.into();
+    stderr::drop_held();
+    if may_pass { failed(settings::named(&problem)) } else { usage(problem) }
 }
 
 /// Says in one line on stderr what failed, and gives the code for it.
@@ -70,6 +109,7 @@ pub fn failed(problem: impl std::fmt::Display) -> ExitCode {
 
 /// What it quotes may be of a file, a server or a miner.
 fn say(problem: &dyn std::fmt::Display) {
-    let line = format!("error: {}\n", OneLine(&redact::secrets(&problem.to_string())));
+    let name = logging::named().map(|name| format!("{name}: ")).unwrap_or_default();
+    let line = format!("error: {name}{}\n", OneLine(&redact::secrets(&problem.to_string())));
     stderr::write(line.into_bytes());
 }

@@ -15,7 +15,9 @@ use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::address;
-use crate::net::http::client::{Content, HttpClient, HttpError, Response};
+use crate::net::http::client::{Content, HttpClient, HttpError, HttpSettings, Response};
+use crate::net::proxy::Proxies;
+use crate::net::tls::ClientTls;
 use crate::ops::foreign::Foreign;
 use crate::protocol::json::too_much;
 use crate::protocol::nonce::check_login_nonce;
@@ -186,7 +188,8 @@ impl SubmittedJob {
         let kinds = ["job_rejection_details", "job_failure_details", "horde_failure_details"];
         let details = kinds.iter().map(|kind| &metadata[kind]).find(|details| details.is_object())?;
         let text = |key: &str| details[key].as_str().unwrap_or_default().to_owned();
-        Some(format!("{}: {}", text("reason"), text("message")).into())
+        let (reason, message) = (text("reason"), text("message"));
+        Some(if message.is_empty() { reason.into() } else { format!("{reason}: {message}").into() })
     }
 
     /// Its artifacts, once it has completed: the path in the container and the content, `None` for one that is not
@@ -207,7 +210,15 @@ impl JobClient {
     /// # Errors
     /// See [`HttpError`].
     pub fn login(base: &str, key: KeyPair, stop: &Shutdown) -> Result<Self, HttpError> {
-        let http = HttpClient::new(stop.clone());
+        Self::login_by(HttpSettings::of_chosen(ClientTls::default(), Proxies::none()), base, key, stop)
+    }
+
+    /// [`JobClient::login`] with other trust, or by a proxy.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn login_by(settings: HttpSettings, base: &str, key: KeyPair, stop: &Shutdown) -> Result<Self, HttpError> {
+        let http = HttpClient::within(settings, stop.clone());
         let mut client = Self { http, base: base.trim_end_matches('/').to_owned(), key, token: String::new() };
         client.authenticate()?;
         Ok(client)

@@ -52,6 +52,22 @@ struct Look {
     has_colour: bool,
 }
 
+/// The flag that names the process in its lines.
+pub const NAME_FLAG: &str = "--log-name";
+
+/// What the lines of this process are headed with, where several write to one stderr.
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// From now on the lines of this process have this name; the first counts.
+pub fn name(name: String) {
+    NAME.get_or_init(|| name);
+}
+
+/// The name of this process, if it has one.
+pub(super) fn named() -> Option<&'static str> {
+    NAME.get().map(String::as_str)
+}
+
 /// How long a panic waits for its line to be written: the process may end with it.
 const PANIC_TIME: Duration = Duration::from_millis(100);
 
@@ -185,7 +201,7 @@ fn line_of(record: &Record<'_>) -> Vec<u8> {
     let (look, time) = (LOOK.get().copied().unwrap_or_default(), Timestamp::now());
     let thread = std::thread::current();
     let (name, scope) = (thread.name().unwrap_or("?"), scope::current());
-    match write_line(&mut line, look, &format_args!("{time:.3}"), name, scope.as_deref(), record) {
+    match write_line(&mut line, look, &format_args!("{time:.3}"), (named(), name), scope.as_deref(), record) {
         Ok(()) => line,
         // Memory takes everything.
         Err(_) => Vec::new(),
@@ -218,7 +234,7 @@ fn write_line(
     out: &mut impl Write,
     look: Look,
     time: &dyn fmt::Display,
-    thread: &str,
+    (process, thread): (Option<&str>, &str),
     scope: Option<&str>,
     record: &Record<'_>,
 ) -> io::Result<()> {
@@ -238,10 +254,11 @@ fn write_line(
             let line = format!("{job}{message}");
             let level = record.level();
             let (on, off) = if look.has_colour { (colour(level), "\x1b[0m") } else { ("", "") };
-            writeln!(out, "{time} {on}{level:<5}{off} [{thread}] {}", redact::OneLine(&line))
+            let (process, gap) = process.map_or(("", ""), |name| (name, " "));
+            writeln!(out, "{time} {on}{level:<5}{off} {process}{gap}[{thread}] {}", redact::OneLine(&line))
         }
         LogFormat::Json => {
-            let line = serde_json::json!({
+            let mut line = serde_json::json!({
                 "time": time.to_string(),
                 "level": record.level().as_str(),
                 "target": record.target(),
@@ -249,6 +266,9 @@ fn write_line(
                 "job": job,
                 "message": message,
             });
+            if let Some(process) = process {
+                line["process"] = process.into();
+            }
             writeln!(out, "{}", redact::JsonText(&line.to_string()))
         }
     }
@@ -275,7 +295,7 @@ mod tests {
         let args = format_args!("{message}");
         let record = Record::builder().target(target).level(level).args(args).build();
         let look = Look { format, has_colour: false };
-        write_line(&mut out, look, &"T", "t-log", scope, &record).unwrap();
+        write_line(&mut out, look, &"T", (None, "t-log"), scope, &record).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -291,6 +311,22 @@ mod tests {
         // The fields of a message count more than where it was logged.
         assert_eq!(text(Some(JOB), &format!("job {OTHER}: hello")), format!("T INFO  [t-log] job {OTHER}: hello\n"));
         assert_eq!(text(None, "job folder: hello"), "T INFO  [t-log] job folder: hello\n");
+    }
+
+    #[test]
+    fn a_process_that_has_a_name_says_it() {
+        let args = format_args!("hello");
+        let record = Record::builder().target("phalanx").level(Level::Warn).args(args).build();
+        for (format, says) in [
+            (LogFormat::Text, "T WARN  miner [t-log] hello\n"),
+            (LogFormat::Json, "\"message\":\"hello\",\"process\":\"miner\"}\n"),
+        ] {
+            let mut out = Vec::new();
+            let look = Look { format, has_colour: false };
+            write_line(&mut out, look, &"T", (Some("miner"), "t-log"), None, &record).unwrap();
+            let line = String::from_utf8(out).unwrap();
+            assert!(line.ends_with(says), "{line}");
+        }
     }
 
     #[test]
@@ -344,7 +380,7 @@ mod tests {
         let args = format_args!("a \x1b[31m");
         let record = Record::builder().target("phalanx::x").level(Level::Warn).args(args).build();
         let look = Look { format: LogFormat::Text, has_colour: true };
-        write_line(&mut out, look, &"T", "t-log", None, &record).unwrap();
+        write_line(&mut out, look, &"T", (None, "t-log"), None, &record).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "T \x1b[33mWARN \x1b[0m [t-log] a \\u{1b}[31m\n");
     }
 

@@ -284,7 +284,13 @@ fn merge(
     for (key, value) in table {
         match (names.contains(&key.as_str()), value) {
             (true, toml::Value::Table(of_command)) => {
-                own = own.or(Some(of_command).filter(|_| subcommand.is_some_and(|command| command.get_name() == key)));
+                match command
+                    .find_subcommand(key)
+                    .filter(|of| subcommand.is_none_or(|own| own.get_name() != of.get_name()))
+                {
+                    Some(other) => settings.problems.extend(unknown_keys(command, other, of_command)),
+                    None => own = own.or(Some(of_command)),
+                }
             }
             (true, other) => {
                 settings.problems.push(format!("{key:?} is {other}; it should be a table, as [{key}]"));
@@ -312,6 +318,23 @@ fn merge(
             settings.problems.push(problem);
         }
     }
+}
+
+/// What is wrong with the keys of a table that is not that of the line: a name that no flag has would be found only by
+/// the command that reads it.
+fn unknown_keys(command: &Command, of: &Command, table: &toml::Table) -> Vec<String> {
+    let own = of.get_subcommands().flat_map(Command::get_arguments).chain(of.get_arguments());
+    let flags = own.chain(command.get_arguments().filter(|flag| flag.is_global_set()));
+    let longs: Vec<&str> = flags.filter(|flag| !flag.is_hide_set()).filter_map(Arg::get_long).collect();
+    let is_known = |key: &str| {
+        let long = key.replace('_', "-");
+        let as_table = format!("{long}-settings");
+        longs.iter().any(|known| *known == long || *known == as_table)
+    };
+    let unknown = table.keys().filter(|key| !is_known(key));
+    unknown
+        .map(|key| format!("[{}] unknown key {key:?}{}", of.get_name(), hint(&key.replace('_', "-"), &longs)))
+        .collect()
 }
 
 /// Whether a key is no flag of the command of the line, but one of another command of the same table.
@@ -466,6 +489,7 @@ mod tests {
                 "[validator] unknown key \"facilitater\"; did you mean \"facilitator\"?",
             ),
             ("[validator]\nxyz = 1\n", "[validator] unknown key \"xyz\""),
+            ("[jobs]\ntagg = 1\n", "[jobs] unknown key \"tagg\"; did you mean \"tag\"?"),
             ("[validator]\njson = 3\n", "json is 3; it should be true or false"),
             ("validator = 3\n", "it should be a table"),
             ("[validator]\nfacilitator = {}\n", "one value or a list"),

@@ -73,7 +73,8 @@ impl Reload {
     fn run(&self) {
         let actions = lock(&self.actions);
         if actions.role.is_none() && actions.also.is_empty() {
-            log::info!("SIGHUP: there is nothing to reload");
+            // Also in a command that logs warnings only: somebody has asked for it.
+            logging::say(log::Level::Info, format_args!("SIGHUP: there is nothing to reload"));
         }
         // A manager that has asked for it waits for an answer, also where there is nothing.
         self.manager.reloading(|| actions.also.iter().chain(&actions.role).for_each(|reload| reload()));

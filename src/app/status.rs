@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::exit::NotStarted;
 use super::supervise::Env;
 use crate::link::recorder;
 use crate::net::http::pages::pages;
@@ -29,9 +30,15 @@ pub struct Place {
 /// One address may ask as often as `requests` says.
 ///
 /// # Errors
-/// One line that names the address.
-pub fn bind(address: SocketAddr, names: HostNames, tls: Option<ServerTls>, requests: Rate) -> Result<Place, String> {
-    let listener = TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))?;
+/// One line that names the address, and whether that may pass.
+pub fn bind(
+    address: SocketAddr,
+    names: HostNames,
+    tls: Option<ServerTls>,
+    requests: Rate,
+) -> Result<Place, NotStarted> {
+    let bound = TcpListener::bind(address);
+    let listener = bound.map_err(|e| NotStarted::of_io(format!("--http {address}: {e}"), &e))?;
     Ok(Place { listener: HttpListener::new(listener, tls), names, requests })
 }
 

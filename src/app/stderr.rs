@@ -125,6 +125,18 @@ pub fn release() {
     }
 }
 
+/// Drops the lines that are held.
+pub fn drop_held() {
+    if let Some(shared) = SHARED.get() {
+        let mut state = lock(&shared.state);
+        if state.held_until.take().is_some_and(|until| until > Instant::now()) {
+            state.queue = LogQueue::default();
+        }
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
 /// Waits until all lines are written, at most for `limit`.
 pub fn flush(limit: Duration) {
     if let Some(shared) = SHARED.get() {

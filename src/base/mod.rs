@@ -10,6 +10,7 @@ pub mod drained;
 mod drained_tests;
 pub mod glob;
 pub mod ids;
+pub mod io;
 #[cfg(feature = "net")]
 pub(crate) mod key_file;
 #[cfg(any(test, feature = "test-util"))]

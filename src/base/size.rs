@@ -3,6 +3,9 @@
 /// What would be right.
 const RIGHT: &str = "it should be a size like 100GB, 512MiB or 4096";
 
+/// Below this a number without a unit is a unit that was forgotten.
+const LEAST_BARE: u64 = 1024;
+
 /// A size in bytes: `100GB` (powers of 1000), `512MiB` or docker's `512m` (powers of 1024), `4096`. Units may be in
 /// capitals or not.
 ///
@@ -24,6 +27,9 @@ pub fn byte_size(text: &str) -> Result<u64, String> {
         _ => return Err(RIGHT.to_owned()),
     };
     let number: u64 = number.parse().map_err(|_| RIGHT.to_owned())?;
+    if unit.trim().is_empty() && (1..LEAST_BARE).contains(&number) {
+        return Err(format!("{number} bytes are meant without a unit; write {number}GB, {number}MB or {number}B"));
+    }
     number.checked_mul(factor).ok_or_else(|| "it is larger than any disk".to_owned())
 }
 
@@ -49,6 +55,8 @@ mod tests {
         for text in ["", "GB", "1.5GB", "-1", "5 apples"] {
             assert_eq!(byte_size(text).unwrap_err(), RIGHT, "{text}");
         }
+        assert!(byte_size("10").unwrap_err().contains("write 10GB"));
+        assert_eq!(byte_size("0"), Ok(0));
         assert_eq!(byte_size("99999999t").unwrap_err(), "it is larger than any disk");
     }
 }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::values::duration;
 use crate::app::exit;
 use crate::base::clock::now;
+use crate::facilitator::router::AuditEvent;
 use crate::identity::PublicKey;
 use crate::ops::redact::{JsonText, OneLine};
 use crate::store::StoreError;
@@ -31,8 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "UUID", env = "PHALANX_ONLY_JOB")]
     job: Option<String>,
     /// Only this event, as job_sent; may be repeated
-    #[arg(long, value_name = "EVENT", env = "PHALANX_ONLY_EVENT", value_delimiter = ',')]
-    event: Vec<String>,
+    #[arg(long, value_enum, value_name = "EVENT", env = "PHALANX_ONLY_EVENT", value_delimiter = ',')]
+    event: Vec<AuditEvent>,
     /// One JSON object a line, as it is kept
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
@@ -87,7 +88,7 @@ fn is_wanted(fields: &Map<String, Value>, args: &Args, since: Duration) -> bool 
     };
     args.validator.is_none_or(|validator| is("validator", &validator.to_ss58()))
         && args.job.as_deref().is_none_or(|job| is("job", job))
-        && (args.event.is_empty() || args.event.iter().any(|event| is("event", event)))
+        && (args.event.is_empty() || args.event.iter().any(|event| fields.get("event") == Some(&json!(event))))
         && (args.since.is_none() || is_new())
 }
 
@@ -124,8 +125,8 @@ mod tests {
         );
         let alice = crate::identity::KeyPair::from_uri("//Alice").unwrap().public();
         assert!(!wanted(&|args| args.validator = Some(alice), 0));
-        assert!(wanted(&|args| args.event = vec!["closed".to_owned(), "job_sent".to_owned()], 0));
-        assert!(!wanted(&|args| args.event = vec!["closed".to_owned()], 0));
+        assert!(wanted(&|args| args.event = vec![AuditEvent::Closed, AuditEvent::JobSent], 0));
+        assert!(!wanted(&|args| args.event = vec![AuditEvent::Closed], 0));
         let since = |args: &mut Args| args.since = Some(Duration::from_secs(1));
         assert!(wanted(&since, 60) && !wanted(&since, 61));
     }

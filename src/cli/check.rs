@@ -24,7 +24,7 @@ pub(super) const ROLES: &[&str] = &[
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The role, and then its flags: facilitator, validator, miner or worker
-    #[arg(value_name = "ROLE", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    #[arg(value_name = "ROLE", trailing_var_arg = true, allow_hyphen_values = true)]
     _role: Vec<String>,
 }
 
@@ -41,6 +41,9 @@ pub(super) fn begin(settings: &Settings) -> Report {
 /// The exit code of a report: 0 if all is well, 1 if the role would start and something would not work, 2 if it would
 /// not start.
 pub(super) fn end(report: &Report) -> ExitCode {
+    if let Some(error) = &report.unshown {
+        return exit::failed(format!("cannot write to stdout: {error}"));
+    }
     ExitCode::from(match report.worst {
         Level::Ok => exit::DONE,
         Level::Warn => exit::FAILED,

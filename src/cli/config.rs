@@ -43,7 +43,7 @@ enum ConfigCommand {
 #[derive(Debug, clap::Args)]
 struct RoleArg {
     /// The role, and then its flags: facilitator, validator, miner or worker
-    #[arg(value_name = "ROLE", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    #[arg(value_name = "ROLE", trailing_var_arg = true, allow_hyphen_values = true)]
     _role: Vec<String>,
 }
 
@@ -182,7 +182,7 @@ impl File<'_> {
             }
             Some(value) => writeln!(text, "{long} = {value}"),
             None => {
-                let example = || toml::Value::String(value_name(arg)).to_string();
+                let example = || toml::Value::String(example(arg, self.role)).to_string();
                 writeln!(text, "#{long} = {}", default.unwrap_or_else(example))
             }
         };
@@ -216,8 +216,40 @@ fn default_of(arg: &Arg) -> Option<String> {
     if values.is_empty() { None } else { listed(arg, values) }
 }
 
-fn value_name(arg: &Arg) -> String {
-    arg.get_value_names().and_then(|names| names.first()).map_or_else(|| "VALUE".to_owned(), ToString::to_string)
+/// A value that the flag takes: the example in its help, or one of its kind.
+fn example(arg: &Arg, role: &str) -> String {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    // `redis://[user@]host` is a form and no value.
+    let is_value = |word: &&str| {
+        let is_like_one = word.contains(['.', '/', '=', ':']) || word.starts_with(|c: char| c.is_ascii_digit());
+        is_like_one && !word.contains(['[', '{'])
+    };
+    let said = help.split(" as ").skip(1).filter_map(|rest| rest.split_whitespace().next());
+    let said = said.map(|word| word.trim_end_matches([',', ';', '.', ')', ':'])).find(is_value);
+    let possible = || arg.get_possible_values().first().map(|value| value.get_name().to_owned());
+    if let Some(example) = said.map(str::to_owned).or_else(possible) {
+        return example;
+    }
+    let (long, name) = (arg.get_long().unwrap_or_default(), arg.get_value_names().and_then(|names| names.first()));
+    let example = match name.map_or("", |name| name.as_str()) {
+        "ADDR" => "127.0.0.1:9101",
+        "SS58" => "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY",
+        "DIR" => return format!("/var/lib/phalanx/{role}"),
+        "K" | "FILE" | "FILE|URL" => return format!("/etc/phalanx/{long}"),
+        "CLASS=N" => "always_on.test=4",
+        "CIDR" => "10.0.0.0/8",
+        "DUR" => "10m",
+        "SIZE" => "10GB",
+        "N/DUR" => "100/1s",
+        "N" => "100",
+        "WHICH" => "system",
+        "URL" if long == "redis" => "redis://127.0.0.1:6379/0",
+        "URL" => "http://proxy.example:3128",
+        "IMAGE" => "busybox:1",
+        "COMMAND" => "/usr/local/bin/phalanx",
+        _ => return format!("{role}.example"),
+    };
+    example.to_owned()
 }
 
 /// A value without what is secret in it.
@@ -247,4 +279,32 @@ fn comment(text: &mut String, help: &str) {
         line.push_str(word);
     }
     let _ = writeln!(text, "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn each_example_of_a_settings_file_is_a_value_that_its_flag_takes() {
+        let command = crate::cli::Cli::command();
+        for role in ROLES {
+            let own = command.find_subcommand(role).unwrap();
+            for arg in own.get_arguments().filter(settable).filter(|arg| !is_table(arg)) {
+                let takes_example = arg.get_action().takes_values() && default_of(arg).is_none();
+                let (Some(long), true) = (arg.get_long(), takes_example) else { continue };
+                let value = example(arg, role);
+                let line = ["phalanx".to_owned(), (*role).to_owned(), format!("--{long}={value}")];
+                let refused = command.clone().try_get_matches_from(line).err();
+                let is_of_value =
+                    |error: &clap::Error| matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue);
+                // Those with files look whether they are there.
+                let refused = refused.filter(is_of_value).map(|error| one_line(&error));
+                let refused = refused.filter(|error| !error.contains("No such file"));
+                assert_eq!(refused, None, "{role} --{long}={value}");
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::job_files;
 use super::job_text::{Form, OutputArgs};
-use super::submit::{self, Plan};
+use super::submit::{self, Plan, User};
 use crate::app::job_client::SubmittedJob;
 use crate::app::jobfile::{self, JobSpec};
 use crate::app::local::{LocalConfig, LocalNetwork, scratch_dir};
@@ -105,8 +105,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
     let mut table_out = Output::new(&env.shutdown).map_err(unwritable)?;
     let network = LocalNetwork::start(config, &env.timer)?;
     let plan = Plan {
-        base: format!("http://{}", network.http_addr()),
-        key: network.user().clone(),
+        user: User::new(format!("http://{}", network.http_addr()), network.user().clone()),
         target: network.target(),
         tag: String::new(),
         wait: true,

@@ -102,7 +102,10 @@ fn role_at(client: &HttpClient, http: &str, pages: &[(&'static str, String)], pr
                     false => response.text().into(),
                 };
             }
-            Ok(response) => problems.push(format!("{url} answers with {}", response.status)),
+            Ok(response) => {
+                let error = response.ok().err();
+                problems.push(error.map_or_else(|| format!("{url} has no page of a role"), |error| error.to_string()));
+            }
             Err(error) => {
                 problems.push(format!("no role of phalanx answers: {error}"));
                 role["error"] = error.to_string().into();

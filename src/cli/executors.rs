@@ -1,11 +1,12 @@
 //! The flags of a miner that say where its executors come from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use rustix::fs::{Access, access};
 
 use super::images::ImageArgs;
 use super::security::SecurityArgs;
@@ -14,6 +15,7 @@ use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration, image};
 use crate::app::{self, sandbox};
 use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
 use crate::executor::RunnerKind;
 use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
@@ -114,6 +116,9 @@ impl MachinePorts {
 /// The sandbox of each class.
 pub(super) type Sandboxes = Vec<(ExecutorClass, Sandbox)>;
 
+/// The same in words: what of it holds.
+pub(super) type Shown = Vec<(ExecutorClass, String)>;
+
 /// What is known of the images of a miner.
 pub(super) struct Images {
     /// Where it is written down which of them jobs have brought.
@@ -151,6 +156,39 @@ impl ExecutorArgs {
     /// One line that names the setting.
     pub(super) fn sandboxes(&self, classes: &[ExecutorClass], host: Host) -> Result<Sandboxes, String> {
         sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, classes)
+    }
+
+    /// What of the sandboxes holds with this runner, in words.
+    pub(super) fn in_words(&self, sandboxes: &Sandboxes) -> Shown {
+        let words = |sandbox: &Sandbox| match self.runner {
+            RunnerKind::Process => sandbox.of_process(),
+            RunnerKind::Docker => sandbox.to_string(),
+        };
+        sandboxes.iter().map(|(class, sandbox)| (*class, words(sandbox))).collect()
+    }
+
+    /// What is wrong with hooks that are no programs, and with runtimes that the engine of this machine does not have:
+    /// each job would fail. Blocks for the engine, until `by`.
+    pub(super) fn problems_of_jobs(&self, sandboxes: &Sandboxes, stop: &Shutdown, by: Instant) -> Vec<String> {
+        let hooks = [("--before-job", &self.before_job), ("--after-job", &self.after_job)];
+        let programs = hooks.into_iter().filter_map(|(flag, words)| Some((flag, words.as_ref()?.front()?)));
+        let mut problems: Vec<String> = programs
+            .filter(|(_, program)| !is_program(program))
+            .map(|(flag, program)| format!("{flag}: {program:?} is no program that can be run; each job would fail"))
+            .collect();
+        let runtimes: BTreeSet<&str> = sandboxes.iter().filter_map(|(_, sandbox)| sandbox.runtime.as_deref()).collect();
+        if self.runner == RunnerKind::Docker && !runtimes.is_empty() {
+            match Docker::default().runtimes(stop, by) {
+                Ok(known) => {
+                    problems.extend(runtimes.iter().filter(|name| !known.iter().any(|k| k == *name)).map(|name| {
+                        let known = known.join(", ");
+                        format!("[miner.sandbox] runtime {name:?}: the engine has {known}; each job would fail")
+                    }))
+                }
+                Err(error) => problems.push(format!("[miner.sandbox] runtime: {error}")),
+            }
+        }
+        problems
     }
 
     /// Whether executors can use what they are told of trust and proxies.
@@ -313,6 +351,17 @@ impl ExecutorArgs {
         backend.options.clone_from(&self.executor_option);
         backend.tls_ca = self.trust.file_for_executors(self.server_files.as_deref());
         Ok(backend)
+    }
+}
+
+/// Whether a name leads to a file that can be run, as a shell finds it.
+fn is_program(name: &str) -> bool {
+    let can_run = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    match name.contains('/') {
+        true => can_run(Path::new(name)),
+        false => {
+            std::env::var_os("PATH").is_some_and(|all| std::env::split_paths(&all).any(|at| can_run(&at.join(name))))
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use super::rates::RateArgs;
 use super::reload::Fixed;
 use super::report::Report;
 use super::tls;
-use super::values::{Problems, duration, listen_address, rate};
+use super::values::{Problems, duration, listen_address, one_address, rate};
+use crate::app::exit::NotStarted;
 use crate::app::{exit, supervise};
 use crate::base::limits::SERVER_CONNECTIONS;
 use crate::base::size::byte_size;
@@ -126,6 +127,8 @@ pub(super) fn check(args: Args, report: &mut Report) {
     args.tls.tell(report);
     args.http_args.tell(report);
     let connections = problems.take(args.connections.places(SERVER_CONNECTIONS)).unwrap_or(SERVER_CONNECTIONS);
+    problems.add(one_address(listen, http).filter(|_| report.has("listen") && report.has("http")));
+    let is_one = one_address(listen, http).is_some();
     problems.0.extend(args.into_config(Board::new(), connections).validate());
     report.all_wrong(&problems.0);
     if report.has("state-dir") && report.folder(&state_dir, store::jobs::LOCK) {
@@ -134,7 +137,9 @@ pub(super) fn check(args: Args, report: &mut Report) {
     report.port("listen", listen, |source| {
         format!("--listen: {}", TransportError::Bind { address: format!("{listen:?}"), source })
     });
-    report.port("http", http, |e| format!("--http {http}: {e}"));
+    if !is_one {
+        report.port("http", http, |e| format!("--http {http}: {e}"));
+    }
 }
 
 /// The flags that take a restart.
@@ -173,17 +178,19 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let connections = args.connections.places(SERVER_CONNECTIONS).map_err(exit::usage)?;
         env.flight.keep_in(&args.state_dir);
         let config = args.into_config(board.clone(), connections);
-        let problems = config.validate();
+        let mut problems = config.validate();
+        problems.extend(one_address(listen, http));
         if !problems.is_empty() {
             return Err(exit::usage(problems.join("; ")));
         }
         let follow = Some((env, &board));
-        let listener = tls_args.listen(listen, ClientCertificates::Required, follow).map_err(exit::usage)?;
+        let listener = tls_args.listen(listen, ClientCertificates::Required, follow).map_err(exit::not_started)?;
         let tls = http_args.tls(follow).map_err(exit::usage)?;
-        let http = TcpListener::bind(http).map_err(|e| exit::usage(format!("--http {http}: {e}")))?;
+        let http = TcpListener::bind(http)
+            .map_err(|e| exit::not_started(NotStarted::of_io(format!("--http {http}: {e}"), &e)))?;
         let facilitator =
             Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())
-                .map_err(exit::usage)?;
+                .map_err(|e| exit::not_started(NotStarted::new(&e, e.may_pass())))?;
         env.manager.watch(facilitator.health(), &env.timer, |_| {});
         let reloader = facilitator.reloader();
         let reload = move || {

@@ -8,6 +8,8 @@ use std::time::Instant;
 use serde::Deserialize;
 
 use super::status::{ANSWER_TIME, page_url};
+use super::tls::TrustArgs;
+use super::values::job_uuid;
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
 use crate::miner::trace::Trace;
@@ -31,7 +33,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct TraceArgs {
     /// The job
-    #[arg(value_name = "UUID")]
+    #[arg(value_name = "UUID", value_parser = job_uuid)]
     uuid: uuid::Uuid,
     /// The miner's --http address, as 127.0.0.1:8080, or the URL of a proxy before it
     #[arg(long, value_name = "ADDR|URL", env = "PHALANX_HTTP")]
@@ -39,6 +41,8 @@ struct TraceArgs {
     /// Print the miner's answer as it is
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +59,12 @@ pub fn run(args: Args) -> ExitCode {
         Ok(url) => url,
         Err(problem) => return exit::usage(problem),
     };
-    let (response, jobs) = match ask(&url) {
+    // Nobody raises the signal: one of the system ends the process.
+    let client = match args.trust.http(Shutdown::new()) {
+        Ok(client) => client,
+        Err(problem) => return exit::usage(problem),
+    };
+    let (response, jobs) = match ask(&client, &url) {
         Ok(answer) => answer,
         Err(error) => return exit::failed(format!("no miner answers: {error}")),
     };
@@ -70,8 +79,7 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-fn ask(url: &str) -> Result<(Response, Vec<Trace>), HttpError> {
-    let client = HttpClient::new(Shutdown::new());
+fn ask(client: &HttpClient, url: &str) -> Result<(Response, Vec<Trace>), HttpError> {
     let response = client.get(url, &[], Instant::now() + ANSWER_TIME)?.ok()?;
     let traces: Traces = response.json()?;
     Ok((response, traces.jobs))

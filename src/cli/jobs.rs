@@ -11,13 +11,14 @@ use clap::ValueEnum;
 
 use super::job_text::{Form, OutputArgs};
 use super::key::KeyArg;
-use super::submit::{self, Plan};
+use super::submit::{self, Plan, User};
+use super::tls::ApiArgs;
+use super::values::job_uuid;
 use crate::app::job_client::{JobClient, JobFilter, SubmittedJob};
 use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::clock::now;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::identity::KeyPair;
 use crate::ops::foreign::Foreign;
 use crate::ops::redact::OneLine;
 use crate::protocol::{DateTime, JobStatus};
@@ -60,6 +61,8 @@ struct UserArgs {
     #[arg(long, value_name = "HTTP_URL", env = "PHALANX_FACILITATOR_HTTP")]
     facilitator: String,
     #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
     key: KeyArg,
 }
 
@@ -85,7 +88,7 @@ struct LsArgs {
 #[derive(Debug, clap::Args)]
 struct ShowArgs {
     /// The job
-    #[arg(value_name = "UUID")]
+    #[arg(value_name = "UUID", value_parser = job_uuid)]
     uuid: uuid::Uuid,
     #[command(flatten)]
     user: UserArgs,
@@ -99,7 +102,7 @@ struct ShowArgs {
 #[derive(Debug, clap::Args)]
 struct WaitArgs {
     /// The jobs
-    #[arg(required = true, value_name = "UUID")]
+    #[arg(required = true, value_name = "UUID", value_parser = job_uuid)]
     uuids: Vec<uuid::Uuid>,
     #[command(flatten)]
     user: UserArgs,
@@ -113,7 +116,7 @@ struct WaitArgs {
 #[derive(Debug, clap::Args)]
 struct LogsArgs {
     /// The job
-    #[arg(value_name = "UUID")]
+    #[arg(value_name = "UUID", value_parser = job_uuid)]
     uuid: uuid::Uuid,
     #[command(flatten)]
     user: UserArgs,
@@ -146,7 +149,7 @@ pub fn run(args: Args) -> ExitCode {
             (user, Some(output))
         }
     };
-    let (base, key) = match submit::user(&user.facilitator, &user.key) {
+    let user = match submit::user(&user.facilitator, &user.api, &user.key) {
         Ok(user) => user,
         Err(problems) => return exit::usage(problems.join("; ")),
     };
@@ -158,10 +161,10 @@ pub fn run(args: Args) -> ExitCode {
         let cancel = stop.clone();
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
         let outcome = match args.command {
-            Command::Ls(args) => ls(&args, &base, key, &stop),
-            Command::Show(args) => show(&args, &base, key, &stop),
-            Command::Wait(args) => wait(args, base, key, &stop),
-            Command::Logs(args) => logs(&args, &base, key, &stop),
+            Command::Ls(args) => ls(&args, user, &stop),
+            Command::Show(args) => show(&args, user, &stop),
+            Command::Wait(args) => wait(args, user, &stop),
+            Command::Logs(args) => logs(&args, user, &stop),
         };
         match outcome {
             Ok(true) => ExitCode::from(exit::DONE),
@@ -171,8 +174,8 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn login(base: &str, key: KeyPair, stop: &Shutdown) -> Result<JobClient, String> {
-    JobClient::login(base, key, stop).map_err(|error| error.to_string())
+fn login(user: User, stop: &Shutdown) -> Result<JobClient, String> {
+    user.login(stop).map_err(|error| error.to_string())
 }
 
 /// Writes to stdout; a reader that has seen enough is no failure.
@@ -184,9 +187,9 @@ fn put(stop: &Shutdown, text: &str) -> Result<(), String> {
     }
 }
 
-fn ls(args: &LsArgs, base: &str, key: KeyPair, stop: &Shutdown) -> Result<bool, String> {
+fn ls(args: &LsArgs, user: User, stop: &Shutdown) -> Result<bool, String> {
     let filter = JobFilter { tag: args.tag.clone(), statuses: args.status.clone() };
-    let found = login(base, key, stop)?.newest(&filter, args.limit).map_err(|error| error.to_string())?;
+    let found = login(user, stop)?.newest(&filter, args.limit).map_err(|error| error.to_string())?;
     let (count, jobs) = (found.count, found.jobs);
     let text = match args.json {
         true => jobs.iter().map(|job| submit::json_line(None, job)).collect(),
@@ -242,8 +245,8 @@ fn age(micros: i64) -> String {
     }
 }
 
-fn show(args: &ShowArgs, base: &str, key: KeyPair, stop: &Shutdown) -> Result<bool, String> {
-    let job = login(base, key, stop)?.job(&args.uuid.to_string()).map_err(|error| error.to_string())?;
+fn show(args: &ShowArgs, user: User, stop: &Shutdown) -> Result<bool, String> {
+    let job = login(user, stop)?.job(&args.uuid.to_string()).map_err(|error| error.to_string())?;
     let form = args.output.form(args.json);
     let text = if form == Form::Json { submit::json_line(None, &job) } else { page(form, &job) };
     put(stop, &text)?;
@@ -300,8 +303,8 @@ fn page(form: Form, job: &SubmittedJob) -> String {
     out
 }
 
-fn wait(args: WaitArgs, base: String, key: KeyPair, stop: &Shutdown) -> Result<bool, String> {
-    let mut client = login(&base, key.clone(), stop)?;
+fn wait(args: WaitArgs, user: User, stop: &Shutdown) -> Result<bool, String> {
+    let mut client = login(user.clone(), stop)?;
     let jobs = args.uuids.iter().map(|uuid| {
         let uuid = uuid.to_string();
         client.job(&uuid).map(|job| (uuid, job)).map_err(|error| error.to_string())
@@ -309,15 +312,15 @@ fn wait(args: WaitArgs, base: String, key: KeyPair, stop: &Shutdown) -> Result<b
     let jobs = jobs.collect::<Result<Vec<_>, _>>()?;
     let mut out = Output::new(stop).map_err(|error| format!("cannot write to stdout: {error}"))?;
     // Nothing is submitted, so for no validator.
-    let target = key.public();
+    let target = user.key.public();
     let (form, output) = (args.output.form(args.json), args.output.output.clone());
-    let again = submit::Again::new(&args.user.facilitator, &args.user.key);
-    let plan = Plan { base, key, target, tag: String::new(), wait: true, at_once: None, form, output };
+    let again = submit::Again::new(&args.user.facilitator, &args.user.api, &args.user.key);
+    let plan = Plan { user, target, tag: String::new(), wait: true, at_once: None, form, output };
     submit::wait(&plan, &client, jobs, stop, &mut out).map_err(|problem| again.in_words(problem))
 }
 
-fn logs(args: &LogsArgs, base: &str, key: KeyPair, stop: &Shutdown) -> Result<bool, String> {
-    let job = login(base, key, stop)?.job(&args.uuid.to_string()).map_err(|error| error.to_string())?;
+fn logs(args: &LogsArgs, user: User, stop: &Shutdown) -> Result<bool, String> {
+    let job = login(user, stop)?.job(&args.uuid.to_string()).map_err(|error| error.to_string())?;
     if !job.has_ended() {
         let status = Form::Short.words(&job.status());
         return Err(format!("job {} is {status}: what it writes comes with its end; see phalanx jobs wait", job.uuid));

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 use super::announce::announce;
 use super::connections::ConnectionsArg;
 use super::ending::EndingArgs;
-use super::executors::{self, ExecutorArgs, Images, Sandboxes};
+use super::executors::{self, ExecutorArgs, Images, Sandboxes, Shown};
 use super::key::KeyArg;
 use super::miner_status;
 use super::rates::RateArgs;
 use super::reload::Fixed;
 use super::report::Report;
 use super::tls;
-use super::values::{Problems, class_count, client_address, duration, listen_address};
+use super::values::{Problems, class_count, client_address, duration, listen_address, one_address};
 use super::watch;
+use crate::app::exit::NotStarted;
 use crate::app::hosts::HostSetting;
 use crate::app::{self, exit, pause, supervise};
 use crate::base::lock::lock;
@@ -134,16 +135,18 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         args.source.errors = board.errors.clone();
         let (mut config, sandboxes) = configure(args, host).map_err(exit::usage)?;
         config.board = board.clone();
-        let shown = Arc::new(Mutex::new(sandboxes));
+        let shown = Arc::new(Mutex::new(Shown::new()));
+        tell(&shown, sandboxes);
         let follow = Some((env, &config.board));
-        let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
-        let listener = tls.listen(listen, ClientCertificates::Asked, follow).map_err(exit::usage)?;
+        let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::not_started)?;
+        let listener = tls.listen(listen, ClientCertificates::Asked, follow).map_err(exit::not_started)?;
         // Executors have no certificate, but the token that the miner has given them.
         let listener = listener.without_certificate(Peer::is_executor);
         let errors = board.errors.clone();
         env.flight.keep_in(&state_dir);
         pause::follow(env, &board.pause, &state_dir);
-        let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
+        let miner = Miner::start(config, Box::new(listener), env.timer.clone());
+        let miner = miner.map_err(|e| exit::not_started(NotStarted::new(&e, e.may_pass())))?;
         miner_status::watch(&miner, env);
         let http = http
             .map(|http| miner_status::serve(http, &miner, (env, shown.clone())))
@@ -274,6 +277,12 @@ pub(super) fn check(args: Args, report: &mut Report) {
     args.http_args.tell(report);
     args.source.trust.tell(report);
     let host = problems.take(executors::host(&args.executors));
+    let local = classes(&args.executors, std::iter::empty());
+    // What is wrong with them is told below.
+    let sandboxes = host.and_then(|host| args.source.sandboxes(&local, host).ok()).unwrap_or_default();
+    let by = Instant::now() + limits(&args).checks.limit;
+    let of_jobs = args.source.problems_of_jobs(&sandboxes, &Shutdown::new(), by);
+    let is_one = http.and_then(|http| one_address(listen, http)).is_some();
     let config = host.and_then(|host| match configure_all(args, host) {
         Ok((config, _)) => Some(config),
         Err(more) => {
@@ -282,7 +291,8 @@ pub(super) fn check(args: Args, report: &mut Report) {
         }
     });
     report.all_wrong(&problems.0);
-    if let Some(config) = &config {
+    // What stands for a value that nobody gave is nobody's.
+    if let Some(config) = config.as_ref().filter(|_| report.has("key")) {
         report.ok(format_args!("--key: {}", config.key.ss58()));
     }
     if let Some(open) = open {
@@ -292,11 +302,12 @@ pub(super) fn check(args: Args, report: &mut Report) {
         report.port("listen", listen, |source| {
             format!("--listen: {}", TransportError::Bind { address: format!("{listen:?}"), source })
         });
-        if let Some(http) = http {
+        if let Some(http) = http.filter(|_| !is_one) {
             report.port("http", http, |e| format!("--http {http}: {e}"));
         }
     }
-    let Some(config) = config else { return };
+    of_jobs.iter().for_each(|problem| report.warn(problem));
+    let Some(config) = config.filter(|_| report.has("executors")) else { return };
     for host in config.all_hosts() {
         match host.backend.check(&Shutdown::new(), Instant::now() + config.limits.checks.limit) {
             Ok(what) => report.ok(format_args!("host {}: jobs run {what}", host.name)),
@@ -315,18 +326,29 @@ pub(super) fn check(args: Args, report: &mut Report) {
     }
 }
 
+/// What is wrong if `--executors` names a class twice: whether the numbers add up, or the last counts, is not said.
+fn named_twice(executors: &[(ExecutorClass, u32)]) -> Option<String> {
+    let (class, _) =
+        executors.iter().enumerate().find(|(at, (class, _))| executors[..*at].iter().any(|(of, _)| of == class))?.1;
+    let counts = executors.iter().filter(|(of, _)| of == class).map(|(_, count)| count.to_string());
+    let counts = counts.collect::<Vec<_>>().join(" and ");
+    Some(format!("--executors names {} more than once, with {counts}; give one number for a class", class.as_str()))
+}
+
 /// As [`configure_all`], with all that is wrong in one line.
-fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
+fn configure(args: Args, host: Host) -> Result<(MinerConfig, Shown), String> {
     configure_all(args, host).map_err(|problems| problems.join("; "))
 }
 
 /// All that is wrong is found at once.
-fn configure_all(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), Vec<String>> {
+fn configure_all(mut args: Args, host: Host) -> Result<(MinerConfig, Shown), Vec<String>> {
     args.source.server_name = args.tls.name_for(&dialled(&args));
     args.source.server_files = args.tls.certificate().map(Path::to_owned);
     let mut problems = Problems::default();
     let key = problems.take(args.key.load());
+    problems.add(args.http.and_then(|http| one_address(args.listen, http)));
     problems.take(args.source.check_transfers());
+    problems.add(named_twice(&args.executors));
     let limits = limits(&args);
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
@@ -362,10 +384,8 @@ fn configure_all(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes),
     if !problems.0.is_empty() {
         return Err(problems.0);
     }
-    for (class, sandbox) in &sandboxes {
-        log::info!("jobs of class {}: {sandbox}", class.as_str());
-    }
-    Ok((config, sandboxes))
+    let shown = args.source.in_words(&sandboxes);
+    Ok((config, shown))
 }
 
 /// Those of them that a reload is refused for: what runs is found and removed by them.
@@ -402,12 +422,7 @@ fn fixed(args: &Args) -> Fixed {
 }
 
 /// Hands settings that were read again to the miner; names what takes a restart.
-fn reload(
-    reloader: &Reloader,
-    args: Args,
-    (then, host): (&Fixed, Host),
-    shown: &Mutex<Sandboxes>,
-) -> Result<(), String> {
+fn reload(reloader: &Reloader, args: Args, (then, host): (&Fixed, Host), shown: &Mutex<Shown>) -> Result<(), String> {
     for (flag, then, now) in then.changed(&fixed(&args)) {
         if REFUSED.contains(&flag) {
             return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
@@ -416,8 +431,17 @@ fn reload(
     }
     let (config, sandboxes) = configure(args, host)?;
     reloader.reload(config)?;
-    *lock(shown) = sandboxes;
+    tell(shown, sandboxes);
     Ok(())
+}
+
+/// Shows what the sandboxes of jobs are, and logs those that are new.
+fn tell(shown: &Mutex<Shown>, now: Shown) {
+    let mut shown = lock(shown);
+    for (class, sandbox) in now.iter().filter(|one| !shown.contains(one)) {
+        log::info!("jobs of class {}: {sandbox}", class.as_str());
+    }
+    *shown = now;
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 
-use super::executors::Sandboxes;
+use super::executors::Shown;
 use crate::app::{status, supervise};
 use crate::base::lock::lock;
 use crate::miner::executor_pool::SlotCounts;
@@ -30,7 +30,7 @@ const HOST_UP: &str = "phalanx_miner_host_up";
 pub(super) fn serve(
     place: status::Place,
     miner: &Miner,
-    (env, sandboxes): (&supervise::Env, Arc<Mutex<Sandboxes>>),
+    (env, sandboxes): (&supervise::Env, Arc<Mutex<Shown>>),
 ) -> Result<HttpServer, String> {
     let observer = miner.observer();
     let (traces, board) = (observer.clone(), observer.board().clone());
@@ -44,8 +44,7 @@ pub(super) fn serve(
         report(&now, observer.accept_trouble(), health);
         measure(&now, metrics, &mut lock(&shown));
         let sandboxes = lock(&sandboxes);
-        let sandboxes =
-            sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
+        let sandboxes = sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.as_str().into()));
         observer.places().measure(metrics, CONNECTIONS);
         observer.connections().measure(metrics, "phalanx_miner_round_trip_seconds");
         let mut shown = details(&now, &observer.images(), sandboxes.collect());
@@ -133,7 +132,7 @@ fn details(now: &MinerStatus, images: &ImagesStatus, sandboxes: Map<String, Valu
         "instance": now.instance,
         "epoch": now.epoch,
         "jobs": now.jobs,
-        "validators": now.validators,
+        "validator_connections": now.validators,
         "clock_skew_seconds": now.clock_skew,
         "connected_executors": now.connected_executors,
         "executors": slots(&now.executors),

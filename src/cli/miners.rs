@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::status::{ANSWER_TIME, ago, page_url};
+use super::status::{ANSWER_TIME, ago, count, page_url};
 use super::tls::TrustArgs;
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
@@ -56,6 +56,9 @@ pub fn run(args: Args) -> ExitCode {
         Ok(answer) => answer,
         Err(error) => return no_answer(error),
     };
+    if matches!(answer.status, 300..=399) {
+        return answer.ok().map_or_else(no_answer, |_| ExitCode::from(exit::FAILED));
+    }
     if answer.status != 200 {
         let refused: Value = answer.json().unwrap_or_default();
         let why = refused["error"].as_str().unwrap_or("what answers there has no page of miners");
@@ -149,7 +152,7 @@ fn table(answer: &Value) -> String {
     let source = &answer["source"];
     if !source["origin"].is_null() {
         let age = ago(source["seconds_ago"].as_u64().unwrap_or(0));
-        out += &format!("{} miners from {}, {age} ago\n", miners.len(), text(&source["origin"]));
+        out += &format!("{} from {}, {age} ago\n", count(miners.len(), "miner"), text(&source["origin"]));
     }
     if !source["last_error"].is_null() {
         out += &format!("the list stays as it is: {}\n", text(&source["last_error"]));
@@ -184,8 +187,11 @@ fn state(miner: &Value) -> String {
         state.push(format!("blacklisted for {}", ago(left)));
     }
     if let Some(breaker) = miner["breaker"].as_str() {
-        // Its first word is the state.
-        state.push(Foreign::from(breaker.split([' ', ',']).next().unwrap_or_default()).to_string());
+        // Its first word is the state. A closed one is as it should be, and not the miner's state.
+        state.push(match breaker.split([' ', ',']).next().unwrap_or_default() {
+            "closed" => "in use".to_owned(),
+            state => format!("breaker {}", Foreign::from(state)),
+        });
     }
     if let Some(left) = miner["cooling_seconds"].as_u64() {
         state.push(format!("cooling for {}", ago(left)));
@@ -301,14 +307,15 @@ mod tests {
     fn the_table_has_a_line_for_each_miner_and_says_where_the_list_is_from() {
         let source = json!({"origin": "/m.toml", "miners": 1, "seconds_ago": 5, "last_error": "half\nwritten"});
         let shown = "\
-HOTKEY  ADDRESS           TRUSTED  MANIFEST          AGE         RUNNING  RELIABILITY  STATE                   \
+HOTKEY  ADDRESS           TRUSTED  MANIFEST          AGE         RUNNING  RELIABILITY  STATE                           \
 LAST ERROR
-5F      wss://[::1]:9101  no       always_on.test 2  1 min 15 s  -        0.50         open, cooling for 9 s   \
+5F      wss://[::1]:9101  no       always_on.test 2  1 min 15 s  -        0.50         breaker open, cooling for 9 s   \
 3 s ago, failed (counts 2.00): a\\u{1b}[31m\\nb
-1 miners from /m.toml, 5 s ago
+1 miner from /m.toml, 5 s ago
 the list stays as it is: half\\nwritten
 ";
-        let shown = shown.replace("9 s   ", "9 s  ").replace("STATE                   ", "STATE                  ");
+        let shown = shown.replace("9 s   ", "9 s  ");
+        let shown = shown.replace("STATE                           ", "STATE                          ");
         assert_eq!(table(&json!({"source": source, "miners": [miner()]})), shown);
         assert!(table(&json!({"source": null, "miners": []})).starts_with("HOTKEY  ADDRESS"));
     }

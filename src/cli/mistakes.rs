@@ -22,6 +22,14 @@ const STAND_INS: [(&str, &str); 7] = [
     ("state-dir", "state"),
 ];
 
+/// What the parsers of numbers say, and what it means.
+const PARSERS: [(&str, &str); 4] = [
+    ("invalid digit found in string", "it should be a whole number"),
+    ("cannot parse integer from empty string", "it should be a whole number"),
+    ("number too large to fit in target type", "the number is too large"),
+    ("invalid float literal", "it should be a number"),
+];
+
 /// Mistakes that are looked for: more than a line has flags.
 const MOST: usize = 200;
 
@@ -37,7 +45,8 @@ pub(super) fn one_line(error: &clap::Error) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let line = lines.collect::<Vec<_>>().join("; ");
-    line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "")
+    let line = line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "");
+    PARSERS.iter().fold(line, |line, (says, words)| line.replace(says, words))
 }
 
 /// What is said of a needed flag, named as `--listen <ADDR>`.

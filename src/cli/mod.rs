@@ -77,6 +77,9 @@ pub struct Cli {
     /// End by SIGTERM when this process, which has started it, ends
     #[arg(long, global = true, hide = true, value_name = "PID")]
     end_with: Option<i32>,
+    /// What the lines on stderr are headed with, where several processes write there
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    log_name: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -281,6 +284,9 @@ fn run() -> ExitCode {
         }
         Err(NoCommand::Arguments(mistake)) => return exit::usage(one_line(&mistake)),
     };
+    if let Some(name) = cli.log_name {
+        logging::name(name);
+    }
     if let Some(process) = cli.end_with
         && let Err(error) = parent::end_with(process)
     {

@@ -10,15 +10,17 @@ use super::report::Report;
 use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::Timer;
+use crate::facilitator::VALIDATOR_PATH;
 use crate::identity::KeyPair;
 use crate::net::http::client::HttpClient;
 use crate::net::http::date::unix_seconds;
 use crate::net::tls::{day, facts_of};
 use crate::ops::expiry::{Ends, Expiry};
+use crate::ops::overview::words::bytes;
 #[cfg(feature = "celery")]
 use crate::redis::{Connection as RedisConnection, RedisConfig};
 use crate::store::StoreError;
-use crate::store::look::{FolderState, look};
+use crate::store::look::{FolderState, look, room};
 use crate::transport::ws::WsDialer;
 use crate::transport::{DialRequest, Dialer, SocketLimits, TransportError};
 use crate::validator::MinerAddress;
@@ -31,6 +33,9 @@ const LOOK_TIME: Duration = Duration::from_secs(10);
 /// Seconds by which two clocks may differ: a miner refuses an authentication that is 10 s off.
 const CLOCKS_DIFFER: u64 = 5;
 
+/// Bytes of free disk below which a check warns: a busy role writes as much in a day.
+const SCARCE: u64 = 200 << 20;
+
 fn soon() -> Instant {
     Instant::now() + LOOK_TIME
 }
@@ -39,10 +44,17 @@ impl Report {
     /// Whether a state folder can be had; says whether a running process has it, which has the ports then, too.
     pub(super) fn folder(&mut self, folder: &Path, lock: &str) -> bool {
         match look(folder, lock) {
-            Ok(FolderState::There) => self.ok(format_args!("--state-dir: {}", folder.display())),
-            Ok(FolderState::Absent) => {
-                self.ok(format_args!("--state-dir: {} is not there, and will be made", folder.display()));
-            }
+            Ok(state) => match (room(folder), folder.display()) {
+                (Err(error), _) => self.wrong(format_args!("--state-dir: {error}")),
+                (Ok(free), shown) if free < SCARCE => {
+                    let free = bytes(free);
+                    self.warn(format_args!("--state-dir: {shown}: only {free} are free there; a full disk stops all"));
+                }
+                (Ok(free), shown) => {
+                    let absent = if state == FolderState::Absent { " is not there, and will be made" } else { "" };
+                    self.ok(format_args!("--state-dir: {shown}{absent}; {} are free there", bytes(free)));
+                }
+            },
             Err(error @ StoreError::InUse { .. }) => {
                 self.warn(format_args!("{error}; if that is this role, running, all is well: its ports are not tried"));
                 return true;
@@ -91,7 +103,13 @@ impl Report {
             // The settings' own check says that.
             Err(TransportError::Url { .. }) => return,
             Err(error) => {
-                self.warn(format_args!("facilitator: {error}; a validator dials it until it answers"));
+                let path = match error {
+                    TransportError::Refused { .. } if !url.contains(VALIDATOR_PATH) => {
+                        format!(" (validators connect to {VALIDATOR_PATH})")
+                    }
+                    _ => String::new(),
+                };
+                self.warn(format_args!("facilitator: {error}{path}; a validator dials it until it answers"));
                 return;
             }
         }

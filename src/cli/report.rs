@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use crate::app::settings::Sources;
 use crate::ops::redact::{self, OneLine};
@@ -35,12 +35,14 @@ pub(super) struct Report {
     sources: Sources,
     /// Flags whose form is wrong: what stands in their place says nothing of what is outside.
     pub(super) wrong: BTreeSet<String>,
+    /// Why not all lines could be shown.
+    pub(super) unshown: Option<std::io::Error>,
 }
 
 impl Report {
     /// Nothing has been found yet.
     pub(super) fn new(sources: Sources) -> Self {
-        Self { worst: Level::Ok, sources, wrong: BTreeSet::new() }
+        Self { worst: Level::Ok, sources, wrong: BTreeSet::new(), unshown: None }
     }
 
     fn say(&mut self, level: Level, text: &dyn Display) {
@@ -48,8 +50,12 @@ impl Report {
         let text = text.to_string();
         // As the role says it at its start.
         let text = if level == Level::Wrong { self.sources.named(&text) } else { text };
-        // A reader that has gone wants no more; the exit code says the rest.
-        let _ = writeln!(std::io::stdout(), "{:<5}  {}", level.name(), OneLine(&redact::secrets(&text)));
+        let line = format!("{:<5}  {}\n", level.name(), OneLine(&redact::secrets(&text)));
+        match std::io::stdout().write_all(line.as_bytes()) {
+            // A reader that has gone wants no more; the exit code says the rest.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => self.unshown = Some(error),
+            _ => {}
+        }
     }
 
     /// A thing is as it should be.

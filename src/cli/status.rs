@@ -16,7 +16,7 @@ use crate::ops::overview::{Tone, overview, threads};
 use crate::ops::redact;
 use crate::ops::status::Snapshot;
 
-pub(super) use crate::ops::overview::words::ago;
+pub(super) use crate::ops::overview::words::{ago, count};
 
 /// Time for the answer: a role gives it without waiting for anything.
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -318,8 +318,8 @@ jobs:
   ended                  9 in all, 9 in the last 5 min, 9 in the last hour
 ended in each of the last 60 minutes:
 open jobs:
-  JOB                                   STAGE  FOR  AGE    MINER
-  11111111-2222-3333-4444-555555555555  sent   0 s  0.0 s  55555555555555555555…
+  JOB                                   STAGE  FOR  AGE   MINER
+  11111111-2222-3333-4444-555555555555  sent   0 s  0 ms  555555555555555555555…
 validator:
   running jobs           3
   class                  always_on.test\\u{1b}

@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use super::job_files;
 use super::job_text::{Form, OutputArgs};
 use super::key::KeyArg;
+use super::tls::ApiArgs;
 use crate::app::job_client::{JobClient, StatusEntry, SubmittedJob};
 use crate::app::jobfile::{self, JobSpec};
 use crate::app::output::Output;
@@ -28,7 +29,9 @@ use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::recv;
 use crate::identity::{KeyPair, PublicKey};
-use crate::net::http::client::HttpError;
+use crate::net::http::client::{HttpError, HttpSettings};
+use crate::net::proxy::Proxies;
+use crate::net::tls::ClientTls;
 use crate::ops::foreign::Foreign;
 use crate::ops::redact::{JsonText, OneLine};
 
@@ -58,6 +61,8 @@ pub struct Args {
     #[arg(long, value_name = "HTTP_URL", env = "PHALANX_FACILITATOR_HTTP")]
     facilitator: String,
     #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
     key: KeyArg,
     /// The validator that is to run the jobs
     #[arg(long, value_name = "SS58", env = "PHALANX_TARGET")]
@@ -80,7 +85,7 @@ pub struct Args {
 ///
 /// Blocks until the last job has ended; Ctrl-C ends it at once, the jobs go on.
 pub fn run(args: Args) -> ExitCode {
-    let (key, base, jobs) = match check(&args) {
+    let (user, jobs) = match check(&args) {
         Ok(checked) => checked,
         Err(problem) => return exit::usage(problem),
     };
@@ -94,8 +99,9 @@ pub fn run(args: Args) -> ExitCode {
         };
         let form = args.output.form(args.json);
         let output = args.output.output;
-        let again = Again::new(&args.facilitator, &args.key);
-        let plan = Plan { base, key, target: args.target, tag: args.tag, wait: args.wait, at_once: None, form, output };
+        let again = Again::new(&args.facilitator, &args.api, &args.key);
+        let (target, tag, wait) = (args.target, args.tag, args.wait);
+        let plan = Plan { user, target, tag, wait, at_once: None, form, output };
         match submit(&plan, jobs, &stop, &mut out) {
             Ok(true) => ExitCode::from(exit::DONE),
             Ok(false) => ExitCode::from(exit::FAILED),
@@ -111,10 +117,10 @@ pub(super) struct Again {
 }
 
 impl Again {
-    pub(super) fn new(facilitator: &str, key: &KeyArg) -> Self {
+    pub(super) fn new(facilitator: &str, api: &ApiArgs, key: &KeyArg) -> Self {
         let facilitator = facilitator.trim();
-        let quoted = shlex::try_quote(facilitator).map_or(facilitator.to_owned(), Into::into);
-        Self { facilitator: quoted, key: key.shown() }
+        let quoted = shlex::try_quote(facilitator).map_or(facilitator.to_owned(), String::from);
+        Self { facilitator: quoted + &api.shown(), key: key.shown() }
     }
 
     /// What failed, and the command that goes on waiting for jobs that go on.
@@ -153,13 +159,35 @@ impl std::fmt::Display for Failed {
 /// Jobs, each with the name that it is shown by.
 pub type NamedJobs = Vec<(String, JobSpec)>;
 
+/// A user of a facilitator.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// The facilitator's job API, as `http://127.0.0.1:8080`.
+    pub base: String,
+    /// Who asks.
+    pub key: KeyPair,
+    /// Whom to trust, and the way there.
+    pub http: HttpSettings,
+}
+
+impl User {
+    /// With the authorities that come with the program, and without a proxy.
+    pub fn new(base: impl Into<String>, key: KeyPair) -> Self {
+        let http = HttpSettings::of_chosen(ClientTls::default(), Proxies::none());
+        Self { base: base.into(), key, http }
+    }
+
+    /// Logs in. Blocks until the answers, at most a minute; `stop` at cancel interrupts it, and all that is asked then.
+    pub(super) fn login(self, stop: &Shutdown) -> Result<JobClient, HttpError> {
+        JobClient::login_by(self.http, &self.base, self.key, stop)
+    }
+}
+
 /// What of the arguments does not depend on the job.
 #[derive(Debug)]
 pub struct Plan {
-    /// The facilitator's job API, as `http://127.0.0.1:8080`.
-    pub base: String,
-    /// The user.
-    pub key: KeyPair,
+    /// Who asks, and where.
+    pub user: User,
     /// The validator.
     pub target: PublicKey,
     /// What the jobs are called at the facilitator, if that is not empty.
@@ -174,24 +202,24 @@ pub struct Plan {
     pub output: Option<PathBuf>,
 }
 
-/// The address and the key of a user, or what is wrong with each.
-pub(super) fn user(facilitator: &str, key: &KeyArg) -> Result<(String, KeyPair), Vec<String>> {
+/// The user, or all that is wrong.
+pub(super) fn user(facilitator: &str, api: &ApiArgs, key: &KeyArg) -> Result<User, Vec<String>> {
     let mut problems = Vec::new();
     let base = facilitator.trim().to_owned();
     if !base.starts_with("http://") && !base.starts_with("https://") {
         problems.push(format!("--facilitator {base:?}: it should be a URL like http://127.0.0.1:8080"));
     }
-    match key.load() {
-        Ok(key) if problems.is_empty() => return Ok((base, key)),
-        Ok(_) => {}
-        Err(problem) => problems.push(problem),
+    let http = api.settings().map_err(|problem| problems.push(problem));
+    let key = key.load().map_err(|problem| problems.push(problem));
+    match (http, key) {
+        (Ok(http), Ok(key)) if problems.is_empty() => Ok(User { base, key, http }),
+        _ => Err(problems),
     }
-    Err(problems)
 }
 
-/// The key, the address and the jobs; all problems at once.
-fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
-    let (user, mut problems) = match user(&args.facilitator, &args.key) {
+/// The user and the jobs; all problems at once.
+fn check(args: &Args) -> Result<(User, NamedJobs), String> {
+    let (user, mut problems) = match user(&args.facilitator, &args.api, &args.key) {
         Ok(user) => (Some(user), Vec::new()),
         Err(problems) => (None, problems),
     };
@@ -223,7 +251,7 @@ fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
         }
     }
     match user {
-        Some((base, key)) if problems.is_empty() => Ok((key, base, jobs)),
+        Some(user) if problems.is_empty() => Ok((user, jobs)),
         _ => Err(problems.join("; ")),
     }
 }
@@ -304,7 +332,7 @@ pub(super) type Show<'a> = dyn FnMut(&str, &SubmittedJob) -> Result<(), String> 
 /// [`submit`] with something else that shows the results.
 pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Show<'_>) -> Result<bool, Failed> {
     let text = |error: HttpError| error.to_string();
-    let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(text)?;
+    let mut client = plan.user.clone().login(stop).map_err(text)?;
     let total = jobs.len();
     let mut progress = Progress::new(if plan.wait { total } else { 0 });
     let mut turns = Vec::with_capacity(total);
@@ -557,9 +585,11 @@ pub(super) fn json_line(name: Option<&str>, job: &SubmittedJob) -> String {
 }
 
 fn in_words(form: Form, name: &str, job: &SubmittedJob) -> String {
-    let (name, status, seconds) = (OneLine(name), form.words(&job.status()), job.took().as_secs_f64());
+    let (status, seconds) = (form.words(&job.status()), job.took().as_secs_f64());
     let why = job.error().map(|error| format!("  {}", form.words(&error))).unwrap_or_default();
-    format!("{name}  {status}  {seconds:.1} s  {}{why}\n{}", job.uuid, form.output(job))
+    // One that was not submitted here has no other name than its uuid.
+    let uuid = if name == job.uuid { String::new() } else { format!("  {}", job.uuid) };
+    format!("{}  {status}  {seconds:.1} s{uuid}{why}\n{}", OneLine(name), form.output(job))
 }
 
 /// A bar on a terminal, plain lines elsewhere.

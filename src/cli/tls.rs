@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
+use super::transfers::proxies;
 use super::values::{Hidden, rate, secret_file};
+use crate::app::exit::NotStarted;
 use crate::app::status;
 use crate::app::supervise::Env;
 use crate::base::clock;
+use crate::base::io::may_pass;
 use crate::base::shutdown::Shutdown;
 use crate::miner::ExecutorSettings;
 use crate::net::address;
@@ -15,24 +18,23 @@ use crate::net::http::HostNames;
 use crate::net::http::client::{HttpClient, HttpSettings};
 use crate::net::proxy::Proxies;
 use crate::net::rate::Rate;
-use crate::net::reach::Reach;
 use crate::net::tls::{ClientCertificates, Roots, TlsFileError, Trust, facts_of};
 use crate::ops::expiry::Expiry;
 use crate::ops::status::Board;
 use crate::transport::ws::{WsDialer, WsListener};
-use crate::transport::{ClientTls, Proxy, ServerTls};
+use crate::transport::{ClientTls, Proxy, ServerTls, TransportError};
 
 /// Flags of a command that listens for WebSockets.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct ServerArgs {
     /// Serve wss:// with this certificate chain (PEM); needs --tls-key
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CERT", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CERT")]
     tls_cert: Option<PathBuf>,
     /// The private key of --tls-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_KEY", value_parser = secret_file, requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_KEY", value_parser = secret_file)]
     tls_key: Option<PathBuf>,
     /// With --tls-cert: take only peers with a certificate of these authorities (PEM); a miner's executors need none
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CA", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CA")]
     tls_client_ca: Option<PathBuf>,
     /// A name by which web pages may connect to --listen, besides IP addresses and loopback names; programs may by any;
     /// may be repeated
@@ -64,16 +66,19 @@ impl ServerArgs {
     /// Listens on `address`, with the certificate if one was named.
     ///
     /// # Errors
-    /// One line that names the file or the address.
+    /// One line that names the file or the address, and whether that may pass.
     pub(super) fn listen(
         &self,
         address: SocketAddr,
         asks: ClientCertificates,
         follow: Follow<'_>,
-    ) -> Result<WsListener, String> {
+    ) -> Result<WsListener, NotStarted> {
         let tls = self.load(asks)?;
         following(tls.as_ref(), follow);
-        let listener = WsListener::bind(address, tls).map_err(|e| format!("--listen: {e}"))?;
+        let listener = WsListener::bind(address, tls).map_err(|error| {
+            let may_pass = matches!(&error, TransportError::Bind { source, .. } if may_pass(source));
+            NotStarted::new(format!("--listen: {error}"), may_pass)
+        })?;
         Ok(listener.with_names(HostNames::of_websockets(self.listen_host.clone())))
     }
 
@@ -105,14 +110,14 @@ pub(super) struct HttpArgs {
     #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
     http_host: Vec<String>,
     /// Serve --http as https:// with this certificate chain (PEM); needs --http-tls-key
-    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CERT", requires = "http_tls_key")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CERT")]
     http_tls_cert: Option<PathBuf>,
     /// The private key of --http-tls-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY", requires = "http_tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY")]
     #[arg(value_parser = secret_file)]
     http_tls_key: Option<PathBuf>,
     /// With --http-tls-cert: answer only clients with a certificate of these authorities (PEM), also probes
-    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CLIENT_CA", requires = "http_tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CLIENT_CA")]
     http_tls_client_ca: Option<PathBuf>,
     /// Requests of one address to --http; more are answered with 429. Probes of /healthz, /readyz and /metrics count
     /// apart
@@ -163,30 +168,48 @@ impl HttpArgs {
     /// Takes the address of the status pages.
     ///
     /// # Errors
-    /// One line that names the file or the address.
-    pub(super) fn bind(&self, http: SocketAddr, follow: Follow<'_>) -> Result<status::Place, String> {
+    /// One line that names the file or the address, and whether that may pass.
+    pub(super) fn bind(&self, http: SocketAddr, follow: Follow<'_>) -> Result<status::Place, NotStarted> {
         status::bind(http, self.names(), self.tls(follow)?, self.http_rate)
     }
 }
 
-/// From the files of a certificate, its key and the authorities of clients.
+/// From the files of a certificate, its key and the authorities of clients; all that is wrong is told at once.
 fn server_tls(
     flags: [&str; 3],
     files: (&Option<PathBuf>, &Option<PathBuf>, &Option<PathBuf>),
     asks: ClientCertificates,
 ) -> Result<Option<ServerTls>, String> {
+    let [cert_flag, key_flag, ca_flag] = flags;
     let tls = match files {
+        (None, None, None) => return Ok(None),
         (Some(cert), Some(key), None) => ServerTls::from_files(cert, key),
         (Some(cert), Some(key), Some(ca)) => ServerTls::with_client_ca(cert, key, ca, asks),
-        _ => return Ok(None),
+        (cert, key, ca) => {
+            let given = [(cert_flag, cert), (key_flag, key), (ca_flag, ca)];
+            let given = given.iter().find(|(_, file)| file.is_some()).map_or("", |(flag, _)| flag);
+            let missing = |flag: &str, file: &Option<PathBuf>| {
+                file.is_none().then(|| format!("{flag} is missing; it goes with {given}"))
+            };
+            let wrong =
+                cert.as_deref().and_then(|cert| facts_of(cert).err()).map(|error| format!("{cert_flag}: {error}"));
+            let problems = [missing(cert_flag, cert), missing(key_flag, key), wrong];
+            return Err(problems.into_iter().flatten().collect::<Vec<_>>().join("; "));
+        }
     };
     tls.map(Some).map_err(|error| {
         let is_of =
             |file: &&Option<PathBuf>| file.as_ref().is_some_and(|file| file.display().to_string() == error.path);
         let at = [files.1, files.2].iter().position(is_of).map_or(0, |at| at + 1);
-        format!("{}: {error}", flags[at])
+        let first = format!("{}: {error}", flags[at]);
+        // The key is read first.
+        match files.0.as_deref().filter(|_| at > 0).and_then(|cert| facts_of(cert).err()) {
+            Some(cert) => format!("{first}; {cert_flag}: {cert}"),
+            None => first,
+        }
     })
 }
+
 /// Who follows a certificate: SIGHUP of this process, and the pages of this board.
 pub(super) type Follow<'a> = Option<(&'a Env, &'a Board)>;
 
@@ -240,7 +263,7 @@ impl Reloads for ClientTls {
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct TrustArgs {
     /// Trust the authorities in this file (PEM), and servers whose own certificate is in it. For wss://, and for an
-    /// https:// --miners or --http, in place of the public ones; for volumes and uploads beside them
+    /// https:// --facilitator, --miners or --http, in place of the public ones; for volumes and uploads beside them
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
     tls_ca: Option<PathBuf>,
     /// Which public authorities are trusted: bundled (come with the program), system (SSL_CERT_FILE, SSL_CERT_DIR, or
@@ -312,16 +335,62 @@ impl TrustArgs {
     }
 }
 
+/// Flags of a command that asks a facilitator's job API.
+#[derive(Debug, clap::Args)]
+pub(super) struct ApiArgs {
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// How requests get out: none (as they are), environment (HTTPS_PROXY, HTTP_PROXY and NO_PROXY are followed), or
+    /// the proxy for all, as http://user:password@host:port; in the variable the password is hidden from other users
+    #[arg(
+        long,
+        value_name = "WHICH|URL",
+        default_value = "none",
+        env = "PHALANX_PROXY",
+        hide_env_values = true,
+        value_parser = Hidden::parse
+    )]
+    proxy: Hidden,
+}
+
+impl ApiArgs {
+    /// Whom to trust, and the way there.
+    ///
+    /// # Errors
+    /// One line that names the flag and the file.
+    pub(super) fn settings(&self) -> Result<HttpSettings, String> {
+        Ok(HttpSettings::of_chosen(self.trust.links()?, proxies("--proxy", &self.proxy)?))
+    }
+
+    /// These flags for another line, but for a proxy's user and password.
+    pub(super) fn shown(&self) -> String {
+        let mut words = Vec::new();
+        if let Some(file) = &self.trust.tls_ca {
+            words.extend(["--tls-ca".to_owned(), file.display().to_string()]);
+        }
+        if let Some(roots) = self.trust.tls_roots {
+            words.extend(["--tls-roots".to_owned(), roots.name().to_owned()]);
+        }
+        if self.proxy.0 != "none" {
+            let proxy = &self.proxy.0;
+            let bare = proxy.rsplit_once('@').map_or(proxy.clone(), |(_, host)| format!("http://{host}"));
+            words.extend(["--proxy".to_owned(), bare]);
+        }
+        let words = words.iter().map(|word| shlex::try_quote(word).map_or(word.clone(), Into::into));
+        words.map(|word| format!(" {word}")).collect()
+    }
+}
+
 /// Flags of a command that dials.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
     #[command(flatten)]
     pub(super) trust: TrustArgs,
     /// Show this certificate chain (PEM) to wss:// servers that ask for one; needs --tls-client-key
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CERT", requires = "tls_client_key")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CERT")]
     tls_client_cert: Option<PathBuf>,
     /// The private key of --tls-client-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY", requires = "tls_client_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY")]
     #[arg(value_parser = secret_file)]
     tls_client_key: Option<PathBuf>,
     /// The name that the certificate of the facilitator (of an executor: the miner) has, if it is not the URL's host
@@ -340,8 +409,17 @@ impl ClientArgs {
     /// One line that names the file or the flag.
     pub(super) fn load(&self, url: &str) -> Result<WsDialer, String> {
         let mut tls = self.trust.links()?;
-        if let (Some(cert), Some(key)) = (&self.tls_client_cert, &self.tls_client_key) {
-            tls = tls.with_certificate(cert, key).map_err(|e| format!("--tls-client-cert: {e}"))?;
+        match (&self.tls_client_cert, &self.tls_client_key) {
+            (None, None) => {}
+            (Some(cert), Some(key)) => {
+                tls = tls.with_certificate(cert, key).map_err(|e| format!("--tls-client-cert: {e}"))?;
+            }
+            (Some(cert), None) => {
+                let wrong =
+                    facts_of(cert).err().map(|error| format!("; --tls-client-cert: {error}")).unwrap_or_default();
+                return Err(format!("--tls-client-key is missing; it goes with --tls-client-cert{wrong}"));
+            }
+            (None, Some(_)) => return Err("--tls-client-cert is missing; it goes with --tls-client-key".to_owned()),
         }
         let mut dialer = WsDialer::new(tls);
         if let Some(name) = &self.tls_server_name {
@@ -370,8 +448,7 @@ impl ClientArgs {
             Some(Hidden(url)) => Proxies::all(Proxy::parse(url).map_err(|e| format!("--proxy: {e}"))?),
             None => Proxies::none(),
         };
-        let settings = HttpSettings { reach: Reach::Everywhere, tls: self.trust.links()?, proxies };
-        Ok(HttpClient::within(settings, shutdown))
+        Ok(HttpClient::within(HttpSettings::of_chosen(self.trust.links()?, proxies), shutdown))
     }
 
     /// What asks an https:// server; the signal interrupts it.

@@ -38,13 +38,7 @@ impl TransferArgs {
     /// # Errors
     /// One line that names the flag or the variable, without a password.
     pub(super) fn proxies(&self) -> Result<Proxies, String> {
-        match self.transfer_proxy.0.as_str() {
-            "environment" => Proxies::of_variables(|name| std::env::var(name).ok()),
-            "none" => Ok(Proxies::none()),
-            url => {
-                Proxy::parse(url).map(Proxies::all).map_err(|e| format!("--transfer-proxy: {e}, environment or none"))
-            }
-        }
+        proxies("--transfer-proxy", &self.transfer_proxy)
     }
 
     /// Tells executors the same.
@@ -56,6 +50,18 @@ impl TransferArgs {
             settings.set("PHALANX_REACH", reach.join(","));
         }
         settings.set("PHALANX_HUGGING_FACE_TOKEN_FOR_JOBS", hugging_face_token_for_jobs.to_string());
+    }
+}
+
+/// The proxies that a flag names: `environment`, `none`, or one for all.
+///
+/// # Errors
+/// One line that names the flag or the variable, without a password.
+pub(super) fn proxies(flag: &str, Hidden(which): &Hidden) -> Result<Proxies, String> {
+    match which.as_str() {
+        "environment" => Proxies::of_variables(|name| std::env::var(name).ok()),
+        "none" => Ok(Proxies::none()),
+        url => Proxy::parse(url).map(Proxies::all).map_err(|e| format!("{flag}: {e}, environment or none")),
     }
 }
 

@@ -16,12 +16,14 @@ use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
 use super::report::Report;
 use super::values::{AppConfig, Problems, RedisConfig, celery_settings, duration, listen_address, redis_url};
+use crate::app::exit::NotStarted;
 use crate::app::{exit, pause, status, supervise};
 use crate::base::shutdown::Shutdown;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::ops::overview::words::count;
 use crate::store;
 use crate::tasks::TasksStatus;
 use crate::transport::check_url;
@@ -144,13 +146,14 @@ pub fn run(args: Args) -> ExitCode {
         }
         let board = config.board.clone();
         let follow = Some((env, &board));
-        let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
+        let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::not_started)?;
         super::tls::follow(dialer.tls().clone(), env, &board);
         if let Some(folder) = &config.state_dir {
             env.flight.keep_in(folder);
             pause::follow(env, &board.pause, folder);
         }
-        let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
+        let validator = Validator::start(config, Arc::new(dialer), env.timer.clone());
+        let validator = validator.map_err(|e| exit::not_started(NotStarted::new(&e, e.may_pass())))?;
         let client = validator.observer().client().clone();
         env.manager.watch(&client.board().health.clone(), &env.timer, move |health| client.measure(health));
         let reloader = validator.reloader();
@@ -195,10 +198,14 @@ pub(super) fn check(args: Args, report: &mut Report) {
     }
     match configure(args) {
         Ok((config, list, dialer)) => {
-            report.ok(format_args!("--key: {}", config.key.ss58()));
+            // What stands for a key that nobody gave is nobody's.
+            let has_key = report.has("key");
+            if has_key {
+                report.ok(format_args!("--key: {}", config.key.ss58()));
+            }
             if let Some(list) = list {
-                report.ok(format_args!("--miners: {} miners", list.miners.len()));
-                asked = Some((config.key, list.miners, dialer));
+                report.ok(format_args!("--miners: {}", count(list.miners.len(), "miner")));
+                asked = has_key.then_some((config.key, list.miners, dialer));
             }
         }
         Err(problems) => report.all_wrong(&problems),

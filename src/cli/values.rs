@@ -53,6 +53,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads the uuid of a job.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn job_uuid(text: &str) -> Result<uuid::Uuid, String> {
+    let wrong = |_| "a job has a uuid of 36 characters; `phalanx jobs ls` shows those of yours".to_owned();
+    uuid::Uuid::try_parse(text.trim()).map_err(wrong)
+}
+
 /// Reads `30/60s`: so many at once, which come back one by one in that time.
 ///
 /// # Errors
@@ -222,6 +231,16 @@ impl std::fmt::Debug for Hidden {
     }
 }
 
+/// What is wrong if `--listen` and `--http` are one address.
+pub(super) fn one_address(listen: SocketAddr, http: SocketAddr) -> Option<String> {
+    let is_all = |address: SocketAddr| address.ip().is_unspecified();
+    let is_one = listen.port() == http.port() && listen.port() != 0;
+    let overlap = listen.ip() == http.ip() || is_all(listen) || is_all(http);
+    (is_one && overlap).then(|| {
+        format!("--listen {listen} and --http {http} are one address; give each a port of its own, or 0 for any")
+    })
+}
+
 /// All that is wrong with the settings of a command, a line each.
 #[derive(Debug, Default)]
 pub(super) struct Problems(pub(super) Vec<String>);
@@ -241,6 +260,31 @@ impl Problems {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_servers_cannot_have_one_address() {
+        let one = |listen: &str, http: &str| one_address(listen.parse().unwrap(), http.parse().unwrap());
+        for (listen, http) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("127.0.0.1:1", "[::]:1"),
+            ("[::]:1", "0.0.0.0:1"),
+        ] {
+            let problem = one(listen, http).unwrap();
+            assert!(problem.contains("--listen") && problem.contains("--http"), "{problem}");
+        }
+        for (listen, http) in
+            [("127.0.0.1:1", "127.0.0.1:2"), ("127.0.0.1:0", "127.0.0.1:0"), ("127.0.0.1:1", "127.0.0.2:1")]
+        {
+            assert_eq!(one(listen, http), None);
+        }
+    }
+
+    #[test]
+    fn a_uuid_is_a_whole_one() {
+        assert_eq!(job_uuid("3F3D3B38-8B0F-4A8C-A5CB-7A4C0F3B3E10").unwrap().as_u128() >> 96, 0x3f3d_3b38);
+        assert!(job_uuid("7f416ff7").unwrap_err().contains("36 characters; `phalanx jobs ls` shows"));
+    }
 
     #[test]
     fn durations_carry_units() {

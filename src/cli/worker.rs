@@ -26,6 +26,7 @@ use crate::identity::PublicKey;
 use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::ops::overview::words::count;
 use crate::ops::status::Board;
 use crate::store::look::others;
 use crate::store::{self, FolderLock};
@@ -112,7 +113,7 @@ pub fn run(args: Args) -> ExitCode {
     let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let board = Board::new();
-        let http = http.map(|http| http_args.bind(http, Some((env, &board)))).transpose().map_err(exit::usage)?;
+        let http = http.map(|http| http_args.bind(http, Some((env, &board)))).transpose().map_err(exit::not_started)?;
         super::tls::follow(dialer.tls().clone(), env, &board);
         let lock = state_dir.as_deref().map(own).transpose().map_err(exit::usage)?;
         if let Some(folder) = &state_dir {
@@ -185,10 +186,14 @@ pub(super) fn check(args: Args, report: &mut Report) {
     let mut asked = None;
     match configure(args) {
         Ok((config, list, dialer)) => {
-            report.ok(format_args!("--key: {}", config.key.ss58()));
+            // What stands for a key that nobody gave is nobody's.
+            let has_key = report.has("key");
+            if has_key {
+                report.ok(format_args!("--key: {}", config.key.ss58()));
+            }
             if let Some(list) = list {
-                report.ok(format_args!("--miners: {} miners", list.miners.len()));
-                asked = Some((config.key, list.miners, dialer));
+                report.ok(format_args!("--miners: {}", count(list.miners.len(), "miner")));
+                asked = has_key.then_some((config.key, list.miners, dialer));
             }
         }
         Err(problems) => report.all_wrong(&problems),

@@ -6,7 +6,7 @@ use super::hooks::Hooks;
 use super::runner::{ImageSettings, RunnerKind};
 use super::sandbox::Sandbox;
 use super::streaming::PortRange;
-use crate::net::http::client::HttpSettings;
+use crate::net::http::client::{HttpSettings, Redirects};
 use crate::net::proxy::Proxies;
 use crate::net::reach::Reach;
 use crate::net::tls::ClientTls;
@@ -92,7 +92,12 @@ impl ExecutorConfig {
     /// What volumes and uploads use.
     pub(super) fn http(&self) -> HttpSettings {
         let Self { reach, transfer_tls, transfer_proxies, .. } = self;
-        HttpSettings { reach: reach.clone(), tls: transfer_tls.clone(), proxies: transfer_proxies.clone() }
+        HttpSettings {
+            reach: reach.clone(),
+            tls: transfer_tls.clone(),
+            proxies: transfer_proxies.clone(),
+            redirects: Redirects::Follow,
+        }
     }
 
     /// All problems of the configuration, in words.

@@ -255,6 +255,15 @@ pub fn bytes(bytes: u64) -> String {
 }
 
 /// One line for logs and status.
+impl Sandbox {
+    /// What of it holds for a job that is a plain process.
+    pub fn of_process(&self) -> String {
+        let disk = self.disk_bytes.map_or_else(|| "without limit".to_owned(), bytes);
+        let entries = self.disk_entries.map_or_else(|| "without limit".to_owned(), |entries| entries.to_string());
+        format!("a plain process, of which nothing but its disk is bounded: disk {disk}, entries {entries}")
+    }
+}
+
 impl std::fmt::Display for Sandbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let limit = |what: &str, value: Option<String>| {

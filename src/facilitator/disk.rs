@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
+use serde::Deserialize;
 
 use super::changes::Changes;
 use super::router::{Change, Dispatch, Input};
@@ -22,7 +23,7 @@ use crate::ops::health::Health;
 use crate::ops::jobs::Jobs;
 use crate::ops::metrics::{Counter, Histogram, SECONDS};
 use crate::ops::status::Board;
-use crate::protocol::JobStatus;
+use crate::protocol::{HordeFailureReason, JobFailureReason, JobRejectionReason, JobStatus};
 use crate::store::StoreError;
 use crate::store::jobs::{
     Batch, Forgotten, InsertOutcome, JobHead, JobList, JobQuery, JobRow, JobStore, Keep, NewJob, NewStatus, Quota,
@@ -424,10 +425,15 @@ impl Done {
     /// Reports to whoever waits, and gives what the router has to know. A caller that has given up gets nothing.
     fn report(self, changes: &Changes, jobs: &Jobs) -> Option<Input<Ticket>> {
         match self {
-            Done::Status { session, status: NewStatus { uuid, status, validator, terminal, .. }, outcome } => {
+            Done::Status {
+                session,
+                status: NewStatus { uuid, status, validator, terminal, metadata, .. },
+                outcome,
+            } => {
                 if outcome == StatusOutcome::Stored {
                     changes.notify(&uuid);
-                    show(jobs, &uuid, &status, terminal);
+                    let why = || reason(metadata.as_deref().filter(|_| status != JobStatus::Completed.as_str())?);
+                    show(jobs, &uuid, &status, terminal.then(why));
                     if terminal {
                         log::info!("job {uuid}: ended as {status}, validator {validator}");
                     }
@@ -456,17 +462,55 @@ impl Done {
 }
 
 /// Takes a status that is stored into the jobs that are shown.
-fn show(jobs: &Jobs, uuid: &str, status: &str, terminal: bool) {
+fn show(jobs: &Jobs, uuid: &str, status: &str, ended: Option<Option<&'static str>>) {
     let Some(status) = JobStatus::ALL.iter().find(|known| known.as_str() == status) else { return };
-    match terminal {
-        true => jobs.end(uuid, status.as_str(), None),
-        false => jobs.step(uuid, status.as_str()),
+    match ended {
+        Some(reason) => jobs.end(uuid, status.as_str(), reason),
+        None => jobs.step(uuid, status.as_str()),
     }
+}
+
+/// Why a job has not ended well, by what its validator says in the details of its last status.
+fn reason(details: &str) -> Option<&'static str> {
+    #[derive(Deserialize)]
+    struct Why {
+        reason: String,
+    }
+    #[derive(Deserialize)]
+    struct Details {
+        job_rejection_details: Option<Why>,
+        job_failure_details: Option<Why>,
+        horde_failure_details: Option<Why>,
+    }
+    let details: Details = serde_json::from_str(details).ok()?;
+    fn known(why: Option<Why>, mut all: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+        let why = why?.reason;
+        all.find(|known| *known == why)
+    }
+    let Details { job_rejection_details, job_failure_details, horde_failure_details } = details;
+    known(job_rejection_details, JobRejectionReason::ALL.iter().map(|reason| reason.as_str()))
+        .or_else(|| known(job_failure_details, JobFailureReason::ALL.iter().map(|reason| reason.as_str())))
+        .or_else(|| known(horde_failure_details, HordeFailureReason::ALL.iter().map(|reason| reason.as_str())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_a_job_has_not_ended_well_is_in_the_details_of_its_last_status() {
+        for (details, expected) in [
+            (r#"{"job_rejection_details": {"reason": "busy", "message": "m"}}"#, Some("busy")),
+            (r#"{"job_failure_details": {"reason": "timeout"}, "job_rejection_details": null}"#, Some("timeout")),
+            (r#"{"horde_failure_details": {"reason": "generic_error"}}"#, Some("generic_error")),
+            (r#"{"job_rejection_details": {"reason": "of another release"}}"#, None),
+            ("{}", None),
+            ("null", None),
+        ] {
+            assert_eq!(reason(details), expected, "{details}");
+        }
+    }
+
     use crate::base::wait::far;
 
     #[test]

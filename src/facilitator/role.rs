@@ -25,6 +25,7 @@ use super::router::{self, Dispatch, Input, Router, RouterStatus};
 use super::router_thread::{self, Event, NewValidators, RouterThread};
 use super::waiting::{Ticket, Waiting};
 use crate::base::clock::now;
+use crate::base::io::may_pass;
 use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, ROLE_EVENTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
@@ -75,6 +76,17 @@ pub enum FacilitatorError {
     /// The HTTP listener has no address.
     #[error("http listener: {0}")]
     Http(#[source] std::io::Error),
+}
+
+impl FacilitatorError {
+    /// Whether the same start may succeed later without a change of the settings.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Config(_) => false,
+            Self::Store(error) => error.may_pass(),
+            Self::Secret { source, .. } | Self::Http(source) => may_pass(source),
+        }
+    }
 }
 
 /// The metrics of connections.

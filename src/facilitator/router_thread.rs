@@ -379,6 +379,7 @@ impl RouterLoop {
             }
             _ => "",
         };
+        let reason = if reason.is_empty() { why.as_str() } else { reason };
         let what = format_args!("{id} is closed ({code} {reason}){advice}");
         self.owned.errors.report(ErrorClass::Rejected, "validator session", &what);
     }

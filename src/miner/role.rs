@@ -67,6 +67,13 @@ pub enum MinerError {
     Store(#[from] StoreError),
 }
 
+impl MinerError {
+    /// Whether the same start may succeed later without a change of the settings.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(error) if error.may_pass())
+    }
+}
+
 /// A running miner. Dropping it stops it as a stop that is cancelled at once.
 pub struct Miner {
     /// Taken by the stop.

@@ -370,7 +370,7 @@ impl RouterThread {
                 }
                 show(&self.jobs, &key, class, event);
             }
-            Action::Ended(key, outcome) => self.jobs.end(name(&key), outcome, None),
+            Action::Ended(key, outcome, reason) => self.jobs.end(name(&key), outcome, reason),
             Action::Count(counted) => self.meters.count(counted),
             Action::Error(class, place, what) => self.errors.report(class, place, &what),
         }

@@ -95,7 +95,7 @@ impl Proxy {
             Received::Whole { head, .. } => head,
             Received::TooLong => return wrong(format!("the head of its answer is over the limit of {limit} bytes")),
             Received::Ended => return wrong("it closed the connection instead of answering".to_owned()),
-            Received::NotHttp => return wrong("its answer is not HTTP/1".to_owned()),
+            Received::NotHttp(_) => return wrong("its answer is not HTTP/1".to_owned()),
         };
         let answer = match ResponseHead::parse(&head) {
             Ok(answer) => answer,

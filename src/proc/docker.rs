@@ -142,6 +142,16 @@ impl Docker {
         machine.ok_or_else(|| ToolError::Failed { doing, text: format!("docker describes it as {told:?}") })
     }
 
+    /// The names of the runtimes that the engine has, by `deadline`, unless `stop` is cancelled.
+    ///
+    /// # Errors
+    /// If there is no `docker` program or no engine.
+    pub fn runtimes(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, ToolError> {
+        let args = ["info", "--format", "{{range $name, $_ := .Runtimes}}{{$name}} {{end}}"];
+        let told = self.run("ask the docker engine for its runtimes", &args, stop, deadline)?;
+        Ok(told.split_whitespace().map(str::to_owned).collect())
+    }
+
     /// Has this client check host keys if its engine is behind SSH, by the `ssh` of its address, which is written.
     /// Podman has a library of its own, which takes any key. Blocks until the program has told its version, for
     /// [`Docker::time`] at most.

@@ -108,6 +108,21 @@ message! {
     }
 }
 
+/// In the context of a [`V0DeclineJobRequest`]: the miner takes no work for a while, because its operator wants so.
+const PAUSED: &str = "paused";
+
+impl V0DeclineJobRequest {
+    /// The context that tells of a pause.
+    pub fn pause_context() -> JsonMap {
+        [(PAUSED.to_owned(), true.into())].into_iter().collect()
+    }
+
+    /// Whether it tells of a pause.
+    pub fn is_of_a_pause(&self) -> bool {
+        self.context.as_ref().and_then(|context| context.get(PAUSED)).is_some_and(|paused| *paused == true)
+    }
+}
+
 message! {
     /// The miner takes the job: an executor is reserved.
     Ignore struct V0AcceptJobRequest {

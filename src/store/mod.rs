@@ -25,11 +25,12 @@ use rusqlite::Connection;
 
 #[cfg(feature = "cli")]
 pub(crate) use self::lock::FolderLock;
+use crate::base::io::may_pass;
+use crate::base::limits::JOURNAL_BODY_BYTES;
 
 /// The lock of a worker's state folder, where its pause is.
 #[cfg(feature = "cli")]
 pub(crate) const WORKER_LOCK: &str = "worker.lock";
-use crate::base::limits::JOURNAL_BODY_BYTES;
 
 /// How long a statement waits for another process that uses the same file, as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +54,16 @@ pub enum StoreError {
         path: PathBuf,
         /// The error of SQLite.
         source: rusqlite::Error,
+    },
+    /// The disk of a file is full.
+    #[error("the disk of {path} is full, {free} bytes are left: {problem}")]
+    Full {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// Bytes that are free there.
+        free: u64,
+        /// What could not be done.
+        problem: String,
     },
     /// The file was written by a newer release, whose tables this one does not know.
     #[error("the database {path} is of schema {found}, this release knows {known}: use the release that wrote it")]
@@ -115,6 +126,27 @@ impl StoreError {
         let Self::Sql(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
         matches!(error.code, Code::ConstraintViolation | Code::TooBig | Code::TypeMismatch | Code::ParameterOutOfRange)
     }
+
+    /// Whether the same may succeed later without a change of the settings: the disk is full, or somebody else is at
+    /// work there.
+    pub fn may_pass(&self) -> bool {
+        use rusqlite::ErrorCode as Code;
+        match self {
+            Self::Full { .. } | Self::InUse { .. } | Self::Busy { .. } => true,
+            Self::Folder { source, .. } | Self::File { source, .. } => may_pass(source),
+            Self::Open { source, .. } | Self::Sql(source) => matches!(
+                source.sqlite_error_code(),
+                Some(
+                    Code::DatabaseBusy
+                        | Code::DatabaseLocked
+                        | Code::DiskFull
+                        | Code::SystemIoFailure
+                        | Code::OutOfMemory
+                )
+            ),
+            Self::Newer { .. } | Self::Id { .. } | Self::Body { .. } => false,
+        }
+    }
 }
 
 /// Makes a state folder, which is its owner's alone; one that is there stays as it is until a role takes it, which
@@ -152,7 +184,7 @@ pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, StoreError> 
         make_folder(folder)?;
     }
     make_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
-    let opening = |source| StoreError::Open { path: path.to_owned(), source };
+    let opening = |source| full(path, &source).unwrap_or_else(|| StoreError::Open { path: path.to_owned(), source });
     let mut connection = Connection::open(path).map_err(opening)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(opening)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(opening)?;
@@ -169,6 +201,33 @@ pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, StoreError> 
     transaction.pragma_update(None, "user_version", migrations.len() as i64).map_err(opening)?;
     transaction.commit().map_err(opening)?;
     Ok(connection)
+}
+
+/// Bytes that a start needs at least: a new database with its log has some 200 KiB.
+#[cfg(feature = "net")]
+const LEAST_FREE: u64 = 1 << 20;
+
+/// What SQLite calls an I/O error, where it is that the disk is full: it says so only of files that it grows itself.
+#[cfg(feature = "net")]
+fn full(path: &Path, source: &rusqlite::Error) -> Option<StoreError> {
+    use rusqlite::ErrorCode as Code;
+    let code = source.sqlite_error_code()?;
+    let free = free(path.parent()?).ok()?;
+    let is_full = code == Code::DiskFull || code == Code::SystemIoFailure && free < LEAST_FREE;
+    is_full.then(|| StoreError::Full { path: path.to_owned(), free, problem: source.to_string() })
+}
+
+/// SQLite's own word for it has to do.
+#[cfg(not(feature = "net"))]
+fn full(_: &Path, _: &rusqlite::Error) -> Option<StoreError> {
+    None
+}
+
+/// Bytes that are free where a folder is. Blocks on the disk.
+#[cfg(feature = "net")]
+fn free(folder: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]

@@ -63,11 +63,11 @@ pub enum TransportError {
         source: io::Error,
     },
     /// The server refused the upgrade; on the server, its own check did.
-    #[error("upgrade refused with status {status}: {body}")]
+    #[error("upgrade refused with status {status}{}{body}", if body.is_empty() { "" } else { ": " })]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// The text that came with it.
+        /// What came with it, shortened to some 200 bytes in one line; or nothing.
         body: String,
         /// Its `Retry-After`: how long the server wants to be left alone.
         retry_after: Option<Duration>,

@@ -22,6 +22,7 @@ use crate::base::text::truncated;
 use crate::base::waits::waiting;
 use crate::net::deadline::by;
 use crate::net::http::date::{http_date, longest_wait, unix_seconds};
+use crate::net::http::excerpt::said;
 use crate::net::http::head::{
     HEADERS, HeadText, Received, RequestHead, ResponseHead, SAFE, check_host, first, has_token, list, one, receive,
     receive_answer, target_parts,
@@ -31,6 +32,12 @@ use crate::ops::redact::OneLine;
 /// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or
 /// alert.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes of a refusal that go into an error: those of our own servers fit.
+const REFUSAL_BYTES: usize = 200;
+
+/// Bytes that are shown of an answer that is not HTTP.
+const ANSWER_START: usize = 40;
 
 /// Headers that belong to the upgrade itself, so a caller must not give them.
 const OWN_HEADERS: [&str; 7] = [
@@ -173,7 +180,7 @@ pub(super) fn upgrade_as_client(
             let why = "the server closed the connection instead of answering";
             return Err(TransportError::io("handshake")(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
         }
-        Received::NotHttp => return Err(wrong("the answer is not HTTP/1.1 (a TLS port wants wss://)".to_owned())),
+        Received::NotHttp(start) => return Err(wrong(not_http(&start))),
     };
     let ResponseHead { status, headers } =
         ResponseHead::parse(&head).map_err(|e| wrong(format!("the answer is not HTTP/1.1: {e}")))?;
@@ -211,14 +218,28 @@ fn check_header(name: &str, value: &str) -> Result<(), TransportError> {
     Ok(())
 }
 
-/// What of the body of a refusal can be had; it only explains the status, so an error ends it and no more.
+/// What answers, if it is no HTTP/1.1.
+fn not_http(start: &[u8]) -> String {
+    match start {
+        // An alert, or a handshake, of TLS.
+        [0x15 | 0x16, 3, ..] => "the answer is not HTTP/1.1 but TLS: its address begins with wss://".to_owned(),
+        start => {
+            let start = String::from_utf8_lossy(&start[..start.len().min(ANSWER_START)]);
+            let line = start.lines().next().unwrap_or_default();
+            format!("the answer is not HTTP/1.1, which WebSockets need; it begins with \"{}\"", OneLine(line))
+        }
+    }
+}
+
+/// What of the body of a refusal can be had, and only so much of it as explains the status; an error ends it and no
+/// more.
 fn read_body(stream: &mut impl Read, mut body: Vec<u8>, length: usize) -> String {
     if body.len() < length {
         let missing = (length - body.len()) as u64;
         let _ = stream.take(missing).read_to_end(&mut body);
     }
     body.truncate(length);
-    String::from_utf8_lossy(&body).trim().to_owned()
+    said(&body, REFUSAL_BYTES)
 }
 
 /// Why a server answers with something else than 101.
@@ -356,7 +377,7 @@ fn read_request_head(stream: &mut impl Read, limit: usize) -> Result<(RequestHea
             return Err(Verdict::Wrong { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, problem });
         }
         Received::Ended => return Err(Verdict::Gone(TransportError::Closed)),
-        Received::NotHttp => {
+        Received::NotHttp(_) => {
             return Err(wrong(StatusCode::BAD_REQUEST, "the request is not HTTP (this port has no TLS)"));
         }
     };

@@ -2,7 +2,8 @@
 //!
 //! An idle connection is watched by one thread for all of them ([`crate::transport::idle`]), which answers pings and
 //! takes a Close. Before it is used again the validator authenticates once more on it: the miner's manifest in answer
-//! shows that it lives, and is fresh. Within [`FRESH_TIME`] of the last manifest that is spared.
+//! shows that it lives, and is fresh. Within [`FRESH_TIME`] of the last manifest that is spared, unless that was empty:
+//! a pause may be over.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -115,7 +116,8 @@ impl Connector for MinerConnector {
     }
 
     fn validate(&self, kept: &mut KeptMiner, until: Until<'_>) -> Result<(), ExchangeError> {
-        if self.dialer.timer.clock().now() < kept.at + FRESH_TIME {
+        let is_empty = kept.manifest.executors.is_empty() && kept.manifest.unknown.is_empty();
+        if !is_empty && self.dialer.timer.clock().now() < kept.at + FRESH_TIME {
             return Ok(());
         }
         let Some(open) = kept.take() else { return Err(ended()) };

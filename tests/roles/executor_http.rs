@@ -14,6 +14,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::net::http::client::{ANSWER_BYTES, Content, Download, FilePart, HttpClient, HttpError};
 use phalanx::net::reach::Reach;
+use phalanx::net::tls::ClientTls;
 use phalanx::ops::cause::Cause;
 
 fn client() -> HttpClient {
@@ -245,6 +246,18 @@ fn a_redirect_that_leads_nowhere_fails_at_once_and_says_why() {
         assert!(error.to_string().starts_with(&begin) && error.to_string().contains(why), "{error}");
         assert_eq!((error.cause(), server.seen().len()), (Cause::JOB, 1));
     }
+    bench.assert_clean();
+}
+
+#[test]
+fn a_client_of_chosen_servers_follows_no_redirect_and_names_its_target() {
+    let bench = Bench::new();
+    let server = Server::start(|_| Reply::Answer(302, vec![("location", "/elsewhere".to_owned())], vec![]));
+    let client = HttpClient::trusting(Shutdown::new(), ClientTls::default());
+    let error = client.get(&server.url("/x"), &[], far()).unwrap().ok().unwrap_err();
+    assert!(error.to_string().contains("it leads to \"/elsewhere\"; give that address"), "{error}");
+    assert_eq!((error.cause(), server.seen().len()), (Cause::JOB, 1));
+    drop(server);
     bench.assert_clean();
 }
 

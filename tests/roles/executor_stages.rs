@@ -316,6 +316,7 @@ fn every_problem_of_every_stage_is_one_last_message() {
     ] {
         let asked = match phase {
             "upload" => JobFailureReason::UploadFailed,
+            "run" => JobFailureReason::Unknown,
             _ => JobFailureReason::DownloadFailed,
         };
         for (problem, reason) in [
@@ -405,7 +406,12 @@ fn every_end_of_a_run_is_distinguished() {
     for (end, reason, code, says) in [
         (RunEnd::Exited(3), JobFailureReason::NonzeroReturnCode, Some(3), "non-zero exit code: 3"),
         (RunEnd::Signalled(9), JobFailureReason::NonzeroReturnCode, Some(137), "signal 9"),
-        (RunEnd::OutOfMemory, JobFailureReason::NonzeroReturnCode, Some(137), "more memory"),
+        (
+            RunEnd::OutOfMemory { limit: Some(4096) },
+            JobFailureReason::NonzeroReturnCode,
+            Some(137),
+            "more memory than it may, which is 4 KiB",
+        ),
     ] {
         let mut rig = Rig::at("run");
         assert_eq!(rig.after(ran(end)), ["failed", "finish", "end"], "{end:?}");

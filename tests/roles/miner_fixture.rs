@@ -172,7 +172,7 @@ impl Fixture {
                 Action::Release(host) => self.released.push(host),
                 Action::Count(counted) => self.counted.push(counted),
                 Action::Error(_, place, what) => self.errors.push((place, what)),
-                Action::Ended(key, outcome) => self.ends.push((key.uuid, outcome)),
+                Action::Ended(key, outcome, _) => self.ends.push((key.uuid, outcome)),
             }
         }
     }

@@ -9,15 +9,15 @@ use phalanx::app::jobfile::{self, JobSpec};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::cli::job_text::Form;
-use phalanx::cli::submit::{Plan, submit};
+use phalanx::cli::submit::{Plan, User, submit};
 use phalanx::ops::metrics::Metrics;
 use phalanx::protocol::JobStatus as S;
 use serde_json::{Value, json};
 
 fn plan(fix: &Fixture, wait: bool, form: Form) -> Plan {
     let base = format!("http://{}/", fix.running().http_addr());
-    let (key, target, tag) = (dave(), alice().public(), String::new());
-    Plan { base, key, target, tag, wait, at_once: None, form, output: None }
+    let (user, target, tag) = (User::new(base, dave()), alice().public(), String::new());
+    Plan { user, target, tag, wait, at_once: None, form, output: None }
 }
 
 fn jobs(n: usize) -> Vec<(String, JobSpec)> {
@@ -170,11 +170,13 @@ fn an_interrupt_while_waiting_ends_it_at_once() {
 fn refusals_come_in_plain_words() {
     let fix = Fixture::new();
     let fail = |plan: Plan| submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).unwrap_err().why;
-    let error = fail(Plan { key: key("//Stranger"), ..plan(&fix, true, Form::Json) });
+    let base = plan(&fix, true, Form::Json).user.base;
+    let error = fail(Plan { user: User::new(&base, key("//Stranger")), ..plan(&fix, true, Form::Json) });
     assert!(error.contains("is not a user of this facilitator"), "{error}");
     let error = fail(Plan { target: key("//Charlie").public(), ..plan(&fix, true, Form::Json) });
     assert!(error.contains("job-0.json") && error.contains("is not a validator of this facilitator"), "{error}");
-    let error = fail(Plan { base: "http://127.0.0.1:1".to_owned(), ..plan(&fix, true, Form::Json) });
+    assert!(!error.contains('{'), "what it says, not its JSON: {error}");
+    let error = fail(Plan { user: User::new("http://127.0.0.1:1", dave()), ..plan(&fix, true, Form::Json) });
     assert!(error.contains("cannot talk to http://127.0.0.1:1"), "{error}");
 }
 
@@ -201,7 +203,8 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
             .unwrap();
     let base = format!("http://{}", server.local_addr());
     let (target, tag) = (alice().public(), String::new());
-    let plan = Plan { base, key: user, target, tag, wait: true, at_once: None, form: Form::Json, output: None };
+    let plan =
+        Plan { user: User::new(base, user), target, tag, wait: true, at_once: None, form: Form::Json, output: None };
     let refused = submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).map(|_| ());
     let signature = seen.try_recv();
     let mut stopping = phalanx::base::stop::Stopping::alone();
@@ -223,7 +226,7 @@ fn a_facilitator_that_restarts_is_waited_for() {
     let mut plan = plan(&fix, true, Form::Json);
     // A fixed address is needed to come back to, so a plain forwarder stands before the facilitator's changing port.
     let proxy = Proxy::start(fix.running().http_addr());
-    plan.base = format!("http://{}", proxy.address);
+    plan.user.base = format!("http://{}", proxy.address);
     let running = spawn("t-submit", Kick::dropped("its end"), {
         let jobs = jobs(2);
         move || {

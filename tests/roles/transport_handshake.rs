@@ -300,7 +300,8 @@ fn answers_that_are_no_upgrade_say_what_is_wrong() {
     let _threads = NoThreads::expected();
     const ACCEPTED: &str = "HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
     for (says, answer) in [
-        ("not HTTP/1.1", "SSH-2.0-OpenSSH\r\n"),
+        ("it begins with \"SSH-2.0-OpenSSH\"", "SSH-2.0-OpenSSH\r\n"),
+        ("it begins with \"HTTP/1.0 200 OK\"", "HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n"),
         ("not HTTP/1.1", "HTTP/1.1 nonsense\r\n\r\n"),
         ("no upgrade to websocket", "HTTP/1.1 101 Yes\r\n\r\n"),
         ("does not belong to our key", &format!("{ACCEPTED}\r\n")),
@@ -321,6 +322,17 @@ fn answers_that_are_no_upgrade_say_what_is_wrong() {
     assert_eq!(error.to_string(), "upgrade refused with status 503: try later");
     assert!(error.is_retryable());
     assert_eq!(error.retry_after(), None);
+    for (body, says) in [
+        (
+            format!("<!doctype html><html>{}", "x".repeat(13_000)),
+            "upgrade refused with status 404: a page for people, as HTML",
+        ),
+        ("{\"detail\": \"not here\"}".to_owned(), "upgrade refused with status 404: not here"),
+        (String::new(), "upgrade refused with status 404"),
+    ] {
+        let answer = format!("HTTP/1.1 404 No\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(dial_raw(answer.as_bytes()).to_string(), says);
+    }
 }
 
 #[test]
@@ -450,12 +462,13 @@ fn tls_to_a_plain_port_and_plain_to_a_tls_port_say_so() {
     let url = listener.url().replace("ws://", "wss://");
     let (client, server) = both_errors(listener, &dialer, &url);
     assert!(matches!(client, TransportError::Tls { .. }), "{client}");
+    assert!(client.to_string().contains("does not speak TLS"), "{client}");
     assert!(server.to_string().contains("this port has no TLS"), "{server}");
 
     let Site { listener, dialer } = Site::new(true);
     let url = listener.url().replace("wss://", "ws://");
     let (client, server) = both_errors(listener, &dialer, &url);
-    assert!(client.to_string().contains("a TLS port wants wss://"), "{client}");
+    assert!(client.to_string().contains("not HTTP/1.1 but TLS: its address begins with wss://"), "{client}");
     assert!(matches!(server, TransportError::Tls { .. }), "{server}");
 }
 

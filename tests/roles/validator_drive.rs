@@ -373,11 +373,29 @@ fn a_miner_that_offers_nothing_at_all_is_in_trouble_and_not_the_job() {
     let mut f = Fixture::new();
     f.handle(Input::Start);
     f.reserved("//Bob");
+    // It is asked all the same, because only its refusal says why.
     let nothing = f.says(V0ExecutorManifestRequest { manifest: Default::default() });
-    assert_eq!(nothing, ["manifest //Bob 0", "cool down //Bob", "close", "release", "reserve not [//Bob]"]);
+    assert!(nothing[0] == "manifest //Bob 0" && nothing.len() == 2, "{nothing:?}");
+    let refused = f.decline();
+    assert!(refused.iter().all(|action| !action.starts_with("incident")), "it has promised nothing: {refused:?}");
     let end = f.handle(Input::Reserved(Err(NoMiner::None)));
     assert!(end[0].starts_with("end horde_failed miner_connection_failed"), "{end:?}");
-    assert!(end[0].ends_with("it offers no executors at present"), "{end:?}");
+    assert!(end[0].ends_with("it offers no executors at present: all are busy"), "{end:?}");
+}
+
+#[test]
+fn a_paused_miner_rejects_the_job_with_its_note_and_is_not_blamed() {
+    let mut f = Fixture::new();
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    f.says(V0ExecutorManifestRequest { manifest: Default::default() });
+    let job_uuid = f.uuid.clone();
+    let (reason, message) = (JobRejectionReason::Busy, "this miner is paused: new disk".to_owned());
+    let context = Some(V0DeclineJobRequest::pause_context());
+    let refused = f.says(V0DeclineJobRequest { job_uuid, reason, message, context, receipts: Vec::new() });
+    assert!(refused.iter().all(|action| !action.starts_with("incident")), "{refused:?}");
+    let end = f.handle(Input::Reserved(Err(NoMiner::None)));
+    assert_eq!(end, ["end rejected busy by miner"]);
 }
 
 #[test]
@@ -511,7 +529,7 @@ fn what_cannot_be_sent_ends_the_job_and_a_receipt_that_cannot_be_sent_does_not()
     let mut f = Fixture::accepted();
     let reported = "end horde_failed miner_connection_failed: full";
     assert_eq!(f.handle(Input::NotSent("full".to_owned())), ["receipt 0.000000", "release", reported, "close"]);
-    assert_eq!(f.handle(Input::NotSent("full".to_owned())), [""; 0]);
+    assert_eq!(f.handle(Input::NotSent("full".to_owned())), ["finished-receipt error"], "it is told, and no more");
 }
 
 #[test]

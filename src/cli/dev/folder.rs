@@ -122,7 +122,7 @@ impl Folder {
         let (validator, user) = (text(&self.validator.pair.ss58()), text(&self.user.pair.ss58()));
         let api = text(&format!("http://{facilitator_http}"));
         let pages = format!("[\"{facilitator_http}\", \"{validator_http}\", \"{miner_http}\"]");
-        let tables: [(&str, &[(&str, String)]); 11] = [
+        let tables: [(&str, &[(&str, String)]); 16] = [
             (
                 "facilitator",
                 &[
@@ -163,11 +163,16 @@ impl Folder {
             ("submit", &[("facilitator", api.clone()), ("key", key(&self.user)), ("target", validator)]),
             ("jobs", &[("facilitator", api), ("key", key(&self.user))]),
             ("status", &[("http", pages.clone())]),
-            ("top", &[("http", pages)]),
+            ("top", &[("http", pages.clone())]),
+            ("doctor", &[("http", pages)]),
             ("miners", &[("http", text(&validator_http.to_string()))]),
             ("job", &[("http", text(&miner_http.to_string()))]),
             ("manifests", &[("key", key(&self.validator)), ("miners", within(MINERS))]),
+            ("batch", &[("key", key(&self.validator)), ("miners", within(MINERS))]),
             ("audit", &[("state-dir", within("facilitator"))]),
+            ("outbox", &[("state-dir", within("validator"))]),
+            ("pause", &[("state-dir", within("validator"))]),
+            ("resume", &[("state-dir", within("validator"))]),
         ];
         let mut out =
             "# Written by `phalanx dev` at each start: its roles, and the commands that ask them.\n".to_owned();
@@ -229,7 +234,12 @@ mod tests {
         let places = Places::find(0).unwrap();
         let settings: toml::Table = folder.settings(&places, RunnerKind::Process).parse().unwrap();
         assert_eq!(settings["miner"]["state-dir"].as_str(), path.join("miner").to_str());
-        assert_eq!(settings["status"]["http"].as_array().unwrap().len(), 3);
+        for asks in ["status", "top", "doctor"] {
+            assert_eq!(settings[asks]["http"].as_array().unwrap().len(), 3, "{asks}");
+        }
+        for (command, of) in [("audit", "facilitator"), ("outbox", "validator"), ("pause", "validator")] {
+            assert_eq!(settings[command]["state-dir"].as_str(), path.join(of).to_str(), "{command}");
+        }
         assert!(Folder::take(&path).err().unwrap().contains(&std::process::id().to_string()));
         let user = folder.user.pair.ss58();
         drop(folder);

@@ -10,7 +10,7 @@ use self::folder::{Folder, Places};
 use self::role::RoleProcess;
 use super::demo::LocalRunner;
 use crate::app::output::Output;
-use crate::app::{exit, supervise};
+use crate::app::{exit, logging, stderr, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Stopping;
 use crate::executor::RunnerKind;
@@ -27,6 +27,9 @@ const ENGINE_TIME: Duration = Duration::from_secs(20);
 
 /// How long the stop of one role may take; its own budget is shorter, and ends it.
 const ROLE_TIME: Duration = Duration::from_secs(90);
+
+/// The same of one that was told to hurry: each step of its own stop has five seconds then, and it has some six.
+const HURRIED_TIME: Duration = Duration::from_secs(40);
 
 /// In the order of the start.
 const ROLES: [&str; 3] = ["facilitator", "miner", "validator"];
@@ -70,13 +73,27 @@ fn dev(args: &Args, env: &supervise::Env) -> Result<ExitCode, ExitCode> {
             .map_err(|error| format!("cannot write to stdout: {error}"))
     });
     if started.is_ok() {
+        let processes: Vec<_> = roles.iter().map(RoleProcess::process).collect();
+        env.reload.set(move || {
+            logging::say(log::Level::Info, format_args!("SIGHUP: passed on to all roles"));
+            processes.iter().for_each(role::Process::reload);
+        });
         // Nothing is ever sent.
         let _ = over.drain_receiver().recv();
     }
-    let ended = roles.iter().find(|role| role.has_ended()).map(|role| role.name).filter(|_| !env.shutdown.is_set());
+    let is_asked = env.shutdown.is_set();
+    let ended = roles.iter().filter(|_| !is_asked).find_map(|role| Some((role.name, role.how_ended()?)));
+    if let Some((name, how)) = &ended {
+        log::error!("the {name} has ended with {how}; the others are stopped now");
+        // Before what they say of that.
+        stderr::flush(stderr::FLUSH_TIME);
+    }
+    let ended = ended.map(|(name, _)| name);
     let budget = ROLE_TIME * u32::try_from(roles.len()).unwrap_or(u32::MAX);
     let mut is_good = true;
-    let code = supervise::stop_within(env, budget, |stopping| is_good = stop(roles, &env.shutdown, stopping));
+    let code = supervise::stop_within(env, budget, |stopping| {
+        stopping.step("roles", budget, |_| is_good = stop(roles, ended, &env.shutdown));
+    });
     drop(folder);
     match (started, ended) {
         (_, Some(name)) => Err(exit::failed(format!("the {name} has ended, and with it the others"))),
@@ -99,16 +116,20 @@ fn start(roles: &mut Vec<RoleProcess>, config: &std::path::Path, over: &Shutdown
     Ok(())
 }
 
-/// Stops the last that was started first; says whether all have ended well. At a cancel each gets a signal more.
-fn stop(roles: Vec<RoleProcess>, shutdown: &Shutdown, stopping: &mut Stopping) -> bool {
-    let processes: Vec<_> = roles.iter().map(RoleProcess::process).collect();
-    let _hurry = shutdown.on(Level::Cancel, move || processes.iter().for_each(role::Process::terminate));
+/// Stops the last that was started first; says whether all have ended well. At a cancel the one whose turn it is gets a
+/// signal more, and each after it both in its turn: a role that goes before another one is done is missed by that.
+fn stop(roles: Vec<RoleProcess>, ended: Option<&str>, shutdown: &Shutdown) -> bool {
+    let mut stopping = Stopping::new(shutdown).with_cancel_budget(HURRIED_TIME);
     let mut is_good = true;
     for role in roles.into_iter().rev() {
-        role.process().terminate();
+        let process = role.process();
+        process.terminate();
+        let _hurry = shutdown.on(Level::Cancel, move || process.hurry());
         let (name, thread) = role.into_thread();
         match stopping.step(name, ROLE_TIME, |step| step.join(thread)) {
             Some(Ok(status)) if status.success() => {}
+            // That was said.
+            Some(Ok(_)) if ended == Some(name) => is_good = false,
             Some(Ok(status)) => {
                 is_good = false;
                 log::warn!("the {name} has ended with {status}");
@@ -117,8 +138,10 @@ fn stop(roles: Vec<RoleProcess>, shutdown: &Shutdown, stopping: &mut Stopping) -
                 is_good = false;
                 log::warn!("how the {name} has ended is not known: {error}");
             }
-            // The report of the stop says so.
-            None => is_good = false,
+            None => {
+                is_good = false;
+                log::error!("the {name} has not ended");
+            }
         }
     }
     is_good

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, bounded, select};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::app::logging::NAME_FLAG;
 use crate::app::parent;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{Kick, Thread, spawn};
@@ -30,7 +31,8 @@ pub(super) struct RoleProcess {
     pub(super) name: &'static str,
     process: Process,
     ready: Receiver<()>,
-    ended: Receiver<()>,
+    /// How it has ended, in words.
+    ended: Receiver<String>,
     thread: Thread<io::Result<ExitStatus>>,
 }
 
@@ -39,9 +41,19 @@ pub(super) struct RoleProcess {
 pub(super) struct Process(Arc<OwnedFd>);
 
 impl Process {
-    /// Asks it to stop; a second time to hurry.
+    /// Asks it to stop.
     pub(super) fn terminate(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// Asks one that was asked to stop to hurry; by another signal, because two of a kind may arrive as one.
+    pub(super) fn hurry(&self) {
+        self.signal(Signal::INT);
+    }
+
+    /// Has it read its settings again.
+    pub(super) fn reload(&self) {
+        self.signal(Signal::HUP);
     }
 
     fn signal(&self, signal: Signal) {
@@ -53,13 +65,15 @@ impl Process {
 }
 
 impl RoleProcess {
-    /// Starts the role with the settings of this file alone. `over` is set when it ends. Its stderr is ours.
+    /// Starts the role with the settings of this file alone. `over` is set when it ends. Its stderr is ours, in which
+    /// its lines have its name.
     ///
     /// # Errors
     /// What the system says.
     pub(super) fn start(name: &'static str, config: &Path, over: &Shutdown) -> io::Result<Self> {
         let mut command = Command::new(this::program()?);
         command.arg("--config").arg(config).arg(name).arg(parent::FLAG).arg(std::process::id().to_string());
+        command.arg(NAME_FLAG).arg(name);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("PHALANX_") {
                 command.env_remove(variable);
@@ -95,8 +109,9 @@ impl RoleProcess {
             let waits = waiting("a role to end", None);
             let status = child.wait();
             drop(waits);
+            let how = status.as_ref().map_or_else(|error| format!("an unknown status ({error})"), ToString::to_string);
             // There is room for one.
-            let _ = told_end.send(());
+            let _ = told_end.send(how);
             over.drain();
             status
         });
@@ -115,9 +130,9 @@ impl RoleProcess {
         self.process.clone()
     }
 
-    /// Whether it has ended.
-    pub(super) fn has_ended(&self) -> bool {
-        !self.ended.is_empty()
+    /// How it has ended, if it has; said once.
+    pub(super) fn how_ended(&self) -> Option<String> {
+        self.ended.try_recv().ok()
     }
 
     /// The thread that gives how it has ended.

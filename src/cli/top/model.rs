@@ -254,6 +254,18 @@ impl Top {
         }
     }
 
+    /// The jobs that are open, by the first kind of role on their way that is looked at: each job is with all of them.
+    fn open(&self) -> String {
+        let of = |role: &str| {
+            let with: Vec<usize> = self.roles.iter().filter(|w| w.role() == role).map(Watched::open).collect();
+            (!with.is_empty()).then(|| (role.to_owned(), with.iter().sum::<usize>()))
+        };
+        match ["facilitator", "validator", "worker", "miner"].iter().find_map(|role| of(role)) {
+            Some((role, open)) => format!("{open} jobs open ({role})"),
+            None => "0 jobs open".to_owned(),
+        }
+    }
+
     /// The roles in the order in which they are shown, by their places.
     fn order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.roles.len()).collect();
@@ -309,10 +321,9 @@ impl Top {
         let order = self.order();
         let is_ready = |role: &&Watched| role.trouble.is_none() && role.seen.as_ref().is_some_and(|s| s.snapshot.ready);
         let (ready, all) = (self.roles.iter().filter(is_ready).count(), self.roles.len());
-        let (open, turned) =
-            (self.roles.iter().map(Watched::open).sum::<usize>(), if self.turned { ", turned" } else { "" });
+        let turned = if self.turned { ", turned" } else { "" };
         let head =
-            format!("phalanx top: {ready} of {all} ready, {open} jobs open, sorted: {}{turned}", self.sort.name());
+            format!("phalanx top: {ready} of {all} ready, {}, sorted: {}{turned}", self.open(), self.sort.name());
         let column = |(name, width): &(&str, Width)| Column { name: (*name).to_owned(), width: *width };
         let table = Table {
             columns: COLUMNS.iter().map(column).collect(),
@@ -414,7 +425,10 @@ mod tests {
         top.answered(9, Err("nobody".to_owned()), later);
         let screen = top.screen(120, 8, later);
         let shown = texts(&screen);
-        assert_eq!((shown.len(), shown[0].as_str()), (8, "phalanx top: 1 of 3 ready, 6 jobs open, sorted: as given"));
+        assert_eq!(
+            (shown.len(), shown[0].as_str()),
+            (8, "phalanx top: 1 of 3 ready, 1 jobs open (validator), sorted: as given")
+        );
         assert_eq!(shown[7], "up/down choose  enter look into it  s sort  r turn  ? help  q quit");
         assert!(shown[1].starts_with("  ADDRESS    ROLE       STATE    OPEN  GOOD  BAD  /MIN  TROUBLE "), "{shown:#?}");
         for (row, parts) in [

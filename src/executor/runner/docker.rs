@@ -182,7 +182,7 @@ impl Runner for DockerRunner {
             }
             error => error,
         })?;
-        let outcome = outcome.or_over(over);
+        let outcome = outcome.or_over(over).with_memory(self.sandbox.memory_bytes);
         match reclaim(&self.docker, spec, workspace, token) {
             // A job that has not ended well has its end; the folder is the miner's then, which removes it once more.
             Err(error) if outcome.end != RunEnd::Exited(0) => {

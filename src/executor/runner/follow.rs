@@ -148,7 +148,7 @@ fn end_of(name: &str, state: &ContainerState, is_broken: bool) -> Result<RunEnd,
     let code = state.exit_code;
     match code - 128 {
         // A job whose child was killed for its memory may still have ended well.
-        _ if state.out_of_memory && code != 0 => Ok(RunEnd::OutOfMemory),
+        _ if state.out_of_memory && code != 0 => Ok(RunEnd::OutOfMemory { limit: None }),
         // An engine that goes ends its containers.
         signal @ 1..=64 if is_broken => {
             let text = format!("the job was ended by signal {signal} while the connection to it was lost");
@@ -217,7 +217,7 @@ mod tests {
             (3, false, RunEnd::Exited(3)),
             (127, false, RunEnd::Exited(127)),
             (128, false, RunEnd::Exited(128)),
-            (137, true, RunEnd::OutOfMemory),
+            (137, true, RunEnd::OutOfMemory { limit: None }),
             (137, false, RunEnd::Signalled(9)),
             (139, false, RunEnd::Signalled(11)),
             (192, false, RunEnd::Signalled(64)),

@@ -91,7 +91,10 @@ pub enum RunEnd {
     /// program that exits with such a code by itself cannot be told apart.
     Signalled(i32),
     /// The system killed it because it used more memory than it may (docker runner).
-    OutOfMemory,
+    OutOfMemory {
+        /// The bytes that it may use, if that is known.
+        limit: Option<u64>,
+    },
     /// It was killed because it used more of the disk than it may.
     OverQuota {
         /// What it may use.
@@ -127,12 +130,20 @@ impl RunOutcome {
         }
     }
 
+    /// The outcome of a run that could use so much memory.
+    pub(super) fn with_memory(self, limit: Option<u64>) -> Self {
+        match self.end {
+            RunEnd::OutOfMemory { .. } => Self { end: RunEnd::OutOfMemory { limit }, ..self },
+            _ => self,
+        }
+    }
+
     /// The exit code for `docker_process_exit_status`; 128 + N for signal N and none for a run that we ended.
     pub fn exit_code(&self) -> Option<i32> {
         match self.end {
             RunEnd::Exited(code) => Some(code),
             RunEnd::Signalled(signal) => Some(128 + signal),
-            RunEnd::OutOfMemory => Some(137),
+            RunEnd::OutOfMemory { .. } => Some(137),
             RunEnd::OverQuota { .. } | RunEnd::TimedOut | RunEnd::Cancelled => None,
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::io::{Action, Input, Outcome, Problem, Work};
 use super::timeline::{Part, Timeline};
 use crate::executor::runner::{RunEnd, RunOutcome, RunSpec};
+use crate::executor::sandbox::bytes;
 use crate::executor::streaming::{Serving, StreamingLimits};
 use crate::ops::errors::ErrorClass;
 use crate::protocol::stages::{Stage, StageClock, Timing};
@@ -264,7 +265,10 @@ impl StagedJob {
                 let message = format!("the job was ended by signal {signal} (exit code {})", 128 + signal);
                 return self.job_exited(message);
             }
-            RunEnd::OutOfMemory => return self.job_exited("the job used more memory than it may".to_owned()),
+            RunEnd::OutOfMemory { limit } => {
+                let limit = limit.map(|limit| format!(", which is {}", bytes(limit))).unwrap_or_default();
+                return self.job_exited(format!("the job used more memory than it may{limit}"));
+            }
             // What it has left is of use; its validator still waits for the end of the execution.
             RunEnd::OverQuota { limit, used, unit } => {
                 let message = format!("the job used {used} {unit} of disk, more than the {limit} that it may");

@@ -119,6 +119,10 @@ impl StagedJob {
             }
             Problem::TimedOut(message) => (JobFailureReason::Timeout, self.late(&message)),
             Problem::OfJob(message) if self.phase == Phase::Upload => (JobFailureReason::UploadFailed, message),
+            // Neither a download nor an upload: what was asked for cannot be run.
+            Problem::OfJob(message) if matches!(self.phase, Phase::Start | Phase::Run) => {
+                (JobFailureReason::Unknown, message)
+            }
             Problem::OfJob(message) => (JobFailureReason::DownloadFailed, message),
         };
         self.job_failed(reason, stage, message, None);

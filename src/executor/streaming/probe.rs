@@ -82,7 +82,7 @@ fn ask(server: SocketAddr, stop: &Shutdown, deadline: Instant) -> Result<u16, St
     let head = match answered.map_err(|error| format!("{server} does not answer GET /health: {error}"))? {
         Received::Whole { head, .. } => head,
         Received::Ended => return Err(format!("{server} ends the connection without an answer to GET /health")),
-        Received::TooLong | Received::NotHttp => return Err(format!("{server} does not answer in HTTP")),
+        Received::TooLong | Received::NotHttp(_) => return Err(format!("{server} does not answer in HTTP")),
     };
     ResponseHead::parse(&head)
         .map(|head| head.status)

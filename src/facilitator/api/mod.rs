@@ -80,7 +80,7 @@ impl Api {
         };
         if request.method != method && !(request.method == "HEAD" && method == "GET") {
             let why = match request.method.as_str() {
-                "DELETE" => cannot_cancel().detail,
+                "DELETE" if matches!(path[..], ["api", "v1", "jobs", _, ..]) => cannot_cancel().detail,
                 _ => format!("use {method} at {}", request.path),
             };
             return HttpResponse::from(Problem::new(405, why)).with_header("Allow", method);

@@ -309,6 +309,7 @@ impl CloseWhy {
 
 /// What a line of the audit log is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
 #[serde(rename_all = "snake_case")]
 pub enum AuditEvent {
     /// The facilitator has started.

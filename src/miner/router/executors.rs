@@ -128,7 +128,7 @@ impl Router {
             let host = self.jobs.get(&key).map(|job| job.placed.host);
             host.into_iter().for_each(|host| self.machine_failed(host, &key, &failed.message, now));
         }
-        let outcome = outcome(&message);
+        let (outcome, reason) = (outcome(&message), reason(&message));
         let Some(job) = self.jobs.get_mut(&key) else { return Ok(()) };
         match message {
             M::GenericError(error) => {
@@ -164,7 +164,7 @@ impl Router {
             | M::V0ExecutorFailedRequest(_)
             | M::V0StreamingJobNotReadyRequest(_) => {
                 log::info!("job {}: over", key.uuid);
-                self.out.push(Action::Ended(key.clone(), outcome));
+                self.out.push(Action::Ended(key.clone(), outcome, reason));
                 if let Some(executor) = &mut job.executor {
                     executor.reported = true;
                 }
@@ -299,6 +299,15 @@ fn outcome(message: &ExecutorToMiner) -> &'static str {
         ExecutorToMiner::V0JobFinishedRequest(_) => "completed",
         ExecutorToMiner::V0JobFailedRequest(_) => "failed",
         _ => "horde_failed",
+    }
+}
+
+/// Why a job has not ended well.
+fn reason(message: &ExecutorToMiner) -> Option<&'static str> {
+    match message {
+        ExecutorToMiner::V0JobFailedRequest(failed) => Some(failed.reason.as_str()),
+        ExecutorToMiner::V0HordeFailedRequest(failed) => Some(failed.reason.as_str()),
+        _ => None,
     }
 }
 

@@ -313,8 +313,8 @@ pub enum Action {
     Release(HostName),
     /// Remember what happened to a job.
     Note(JobKey, Option<ExecutorClass>, TraceEvent, String),
-    /// A job has ended, with this outcome; remember and count it.
-    Ended(JobKey, &'static str),
+    /// A job has ended, with this outcome, and why if not well; remember and count it.
+    Ended(JobKey, &'static str, Option<&'static str>),
     /// Count it.
     Count(Counted),
     /// Report an error of the outside: what is done about it, where it happened, what it is.

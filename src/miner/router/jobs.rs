@@ -12,6 +12,7 @@ use crate::base::limits::{JOB_UUID_BYTES, MINER_KEPT_BYTES, MINER_KEPT_JOBS};
 use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::ops::errors::ErrorClass;
+use crate::protocol::json::JsonMap;
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobParticipantType, JobRejectionReason, MinerToValidator, Receipt,
     ReceiptPayload, V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
@@ -76,7 +77,8 @@ impl Router {
             let why = format!("this miner is {why}");
             log::info!("job {}: declined: {why}", key.uuid);
             self.note(&key, TraceEvent::Declined, why.as_str());
-            return self.decline_busy(session, &key, class, &why);
+            let context = Some(V0DeclineJobRequest::pause_context());
+            return self.decline_busy_in(session, &key, class, (&why, context));
         }
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
         let slots = self.usable(class, now.mono);
@@ -200,11 +202,21 @@ impl Router {
 
     /// Declines with the receipts of the jobs that have the executors of the class, as an excuse.
     fn decline_busy(&mut self, to: SessionId, key: &JobKey, class: ExecutorClass, message: &str) {
+        self.decline_busy_in(to, key, class, (message, None));
+    }
+
+    fn decline_busy_in(
+        &mut self,
+        to: SessionId,
+        key: &JobKey,
+        class: ExecutorClass,
+        (message, context): (&str, Option<JsonMap>),
+    ) {
         let has_executor =
             |job: &&MinerJob| job.executor.as_ref().is_some_and(|executor| executor.slot.class() == class);
         let receipts = self.jobs.values().filter(has_executor).filter_map(|job| job.receipt.clone()).collect();
         let (job_uuid, message, reason) = (key.uuid.clone(), message.to_owned(), JobRejectionReason::Busy);
-        self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts, context: None });
+        self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts, context });
     }
 
     /// A receipt has been stored, or could not be; for a started-receipt the job depends on it.
@@ -291,7 +303,7 @@ impl Router {
     pub(super) fn fail(&mut self, key: &JobKey, reason: HordeFailureReason, message: String, now: Now) {
         self.error("job", format!("job {}: failed: {message}", key.uuid));
         self.note(key, TraceEvent::Failed, message.clone());
-        self.out.push(Action::Ended(key.clone(), "horde_failed"));
+        self.out.push(Action::Ended(key.clone(), "horde_failed", Some(reason.as_str())));
         let reported_by = JobParticipantType::Miner;
         let job_uuid = key.uuid.clone();
         self.notify(key, News::End, V0HordeFailedRequest { job_uuid, reported_by, message, reason, context: None });

@@ -143,8 +143,8 @@ pub(crate) enum Received {
     TooLong,
     /// The stream ended first.
     Ended,
-    /// The peer speaks something else.
-    NotHttp,
+    /// The peer speaks something else, which begins so.
+    NotHttp(Vec<u8>),
 }
 
 /// Reads up to and including the empty line; empty lines before the first are passed over (RFC 9112, section 2.2).
@@ -195,7 +195,7 @@ fn receive_behind(
             searched = 0;
         }
         if !head.is_empty() && head != b"\r" && !is_http(&head) {
-            return Ok(Received::NotHttp);
+            return Ok(Received::NotHttp(head));
         }
         if let Some(at) = head[searched..].windows(4).position(|w| w == b"\r\n\r\n") {
             let tail = head.split_off(searched + at + 4);
@@ -325,7 +325,7 @@ mod tests {
                 }
                 Received::TooLong => "too long".to_owned(),
                 Received::Ended => "ended".to_owned(),
-                Received::NotHttp => "not http".to_owned(),
+                Received::NotHttp(_) => "not http".to_owned(),
             }
         };
         assert_eq!(receive(&["GET /\r", "\n\r", "\ntail"], 100), r#""GET /\r\n\r\n" "tail""#);

@@ -18,6 +18,7 @@
 //! * `stream`: a body that is made while it is sent.
 //! * `latest`: what many ask for at the same time.
 //! * [`pages`]: what every role serves of itself; `page`: the one for people, as HTML. Pure.
+//! * `excerpt`: what of a refusal goes into an error. Pure.
 //! * [`client`]: blocking requests.
 //! * `fuzzed`: what a fuzzer gives them. With the feature `test-util`.
 
@@ -26,6 +27,8 @@ mod budget;
 pub mod client;
 mod connection;
 pub(crate) mod date;
+#[cfg(feature = "client")]
+pub(crate) mod excerpt;
 #[cfg(all(feature = "test-util", feature = "client"))]
 pub mod fuzzed;
 pub(crate) mod head;

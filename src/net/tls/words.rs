@@ -3,7 +3,7 @@
 use std::{fmt, io};
 
 use rustls::pki_types::{ServerName, UnixTime};
-use rustls::{CertificateError, Error, OtherError};
+use rustls::{CertificateError, Error, InvalidMessage, OtherError};
 
 use super::facts::{Facts, day, shown_names};
 
@@ -46,7 +46,13 @@ impl fmt::Display for UnknownAuthority {
 
 /// The error in words. The peer is "it", because whoever shows this names it.
 pub fn explain(error: &Error) -> String {
-    let Error::InvalidCertificate(problem) = error else { return error.to_string() };
+    let problem = match error {
+        Error::InvalidCertificate(problem) => problem,
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            return "it does not speak TLS; an address without TLS begins with ws://, http:// or redis://".to_owned();
+        }
+        error => return error.to_string(),
+    };
     match problem {
         CertificateError::ExpiredContext { time, not_after } => format!(
             "its certificate ended on {}, {}; it needs a new one, or the clock here ({}) is wrong",
@@ -151,6 +157,8 @@ mod tests {
             let text = explain(&Error::InvalidCertificate(problem));
             assert!(text.contains(says), "{text}");
         }
+        let plain = explain(&Error::InvalidMessage(InvalidMessage::InvalidContentType));
+        assert!(plain.contains("does not speak TLS"), "{plain}");
         assert_eq!(explain(&Error::DecryptError), Error::DecryptError.to_string());
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::section::{Cell, Content, Section, Table, Tone, Width};
-use super::words::{ago, bytes, label};
+use super::words::{ago, bytes, label, took};
 use crate::ops::redact::OneLine;
 
 /// Rows of a list: what is longer has its place on `/status.json`.
@@ -125,7 +125,8 @@ fn shown(name: &str, value: &Value) -> String {
             Some(seconds) if name.ends_with("_seconds_ago") => format!("{} ago", ago(seconds)),
             Some(seconds) if name.ends_with("_seconds") => ago(seconds),
             Some(count) if name.ends_with("_bytes") => bytes(count),
-            _ => number.to_string(),
+            Some(millis) if name.ends_with("_ms") => took(millis as f64 / 1000.0),
+            _ => fraction(name, number.as_f64().unwrap_or_default()).unwrap_or_else(|| number.to_string()),
         },
         Value::Array(values) if values.is_empty() => "none".to_owned(),
         Value::Array(values) => values.iter().map(|value| shown(name, value)).collect::<Vec<_>>().join(", "),
@@ -134,6 +135,17 @@ fn shown(name: &str, value: &Value) -> String {
             None => fields.iter().filter(|(_, value)| !value.is_null()).map(field).collect::<Vec<_>>().join(", "),
         },
         other => other.to_string(),
+    }
+}
+
+/// A number that is not whole, in its unit and as exact as people read it.
+fn fraction(name: &str, number: f64) -> Option<String> {
+    match number {
+        number if name.ends_with("_ms") => Some(took(number / 1000.0)),
+        number if number.fract() == 0.0 => None,
+        number if name.ends_with("_seconds") && number >= 0.0 => Some(took(number)),
+        number if number.abs() < 0.01 => Some(format!("{number:.1e}")),
+        number => Some(format!("{number:.2}")),
     }
 }
 
@@ -170,7 +182,8 @@ mod tests {
         let shown = sections(
             "miner",
             &json!({
-                "jobs": 3, "unsent_bytes": 2048, "oldest_update_seconds": 61, "link": null, "up": true,
+                "jobs": 3, "round_trip_ms": 3.9566280000000003, "share": 0.123456, "skew_seconds": -2,
+                "unsent_bytes": 2048, "oldest_update_seconds": 61, "link": null, "up": true,
                 "ended": {"completed": 3}, "budget": {"left": 1, "granted": 2},
                 "sessions": [{"peer": "h:1\u{1b}[2J", "live": false, "age_seconds": 2}, {"why": "x"}],
                 "nothing": [],
@@ -184,6 +197,9 @@ mod tests {
         let facts: Vec<_> = facts.iter().map(|(name, cell)| format!("{name}: {}", cell.text())).collect();
         let expected = [
             "jobs: 3",
+            "round trip: 4 ms",
+            "share: 0.12",
+            "skew: -2",
             "unsent bytes: 2.0 KiB",
             "oldest update: 1 min 1 s",
             "up: yes",

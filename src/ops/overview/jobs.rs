@@ -8,7 +8,7 @@ use crate::ops::status::Snapshot;
 /// The sections; none for a role that has had no job and has nothing to say of any.
 pub(super) fn sections(now: &Snapshot) -> Vec<Section> {
     let jobs = &now.jobs;
-    let peer = peer(&now.role);
+    let (peer, filed) = (peer(&now.role), filed(&now.role));
     let mut facts = vec![("open".to_owned(), Cell::new(&jobs.open.to_string()))];
     for (outcome, count) in &jobs.ended {
         facts.push((outcome.replace('_', " "), Cell::toned(&count.to_string(), Cell::state(outcome).tone)));
@@ -26,11 +26,11 @@ pub(super) fn sections(now: &Snapshot) -> Vec<Section> {
     }
     if !jobs.open_jobs.is_empty() {
         let title = title("open jobs", jobs.open_jobs.len(), jobs.open as u64, "the oldest");
-        sections.push(Section::new(&title, Content::Table(open(&jobs.open_jobs, peer))));
+        sections.push(Section::new(&title, Content::Table(open(&jobs.open_jobs, (peer, filed)))));
     }
     if !jobs.ended_jobs.is_empty() {
         let title = title("ended jobs", jobs.ended_jobs.len(), jobs.ended_in_all(), "the newest");
-        sections.push(Section::new(&title, Content::Table(ended(&jobs.ended_jobs, peer))));
+        sections.push(Section::new(&title, Content::Table(ended(&jobs.ended_jobs, (peer, filed)))));
     }
     sections
 }
@@ -47,7 +47,12 @@ fn peer(role: &str) -> &'static str {
     }
 }
 
-fn open(jobs: &[JobLine], peer: &str) -> Table {
+/// What a job is filed under: a facilitator has its user's tag, which goes no further; the others its namespace.
+fn filed(role: &str) -> &'static str {
+    if role == "facilitator" { "tag" } else { "namespace" }
+}
+
+fn open(jobs: &[JobLine], (peer, filed): (&str, &str)) -> Table {
     let mut table = Table::new(&[
         ("job", Width::Name),
         ("stage", Width::Whole),
@@ -55,7 +60,7 @@ fn open(jobs: &[JobLine], peer: &str) -> Table {
         ("age", Width::Whole),
         (peer, Width::Key),
         ("class", Width::Text),
-        ("tag", Width::Text),
+        (filed, Width::Text),
         ("history", Width::Spare),
     ]);
     table.rows.extend(jobs.iter().map(|job| {
@@ -73,7 +78,7 @@ fn open(jobs: &[JobLine], peer: &str) -> Table {
     without_empty(table)
 }
 
-fn ended(jobs: &[JobLine], peer: &str) -> Table {
+fn ended(jobs: &[JobLine], (peer, filed): (&str, &str)) -> Table {
     let mut table = Table::new(&[
         ("job", Width::Name),
         ("end", Width::Whole),
@@ -82,7 +87,7 @@ fn ended(jobs: &[JobLine], peer: &str) -> Table {
         ("took", Width::Whole),
         (peer, Width::Key),
         ("class", Width::Text),
-        ("tag", Width::Text),
+        (filed, Width::Text),
         ("history", Width::Spare),
     ]);
     table.rows.extend(jobs.iter().map(|job| {

@@ -13,10 +13,19 @@ pub fn ago(seconds: u64) -> String {
     }
 }
 
-/// A time of less than ten seconds with a tenth, a longer one as [`ago`] has it.
+/// So many of something, whose name gets an s but for one.
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A time of less than a second in milliseconds, one of less than ten with a tenth, a longer one as [`ago`] has it.
 pub fn took(seconds: f64) -> String {
     // Times are finite and not negative; what is not is shown as nothing.
-    if seconds < 10.0 { format!("{:.1} s", seconds.max(0.0)) } else { ago(seconds as u64) }
+    match seconds.max(0.0) {
+        seconds if seconds < 0.9995 => format!("{:.0} ms", seconds * 1000.0),
+        seconds if seconds < 10.0 => format!("{seconds:.1} s"),
+        seconds => ago(seconds as u64),
+    }
 }
 
 /// A number of bytes in the largest unit of which there is at least one.
@@ -36,7 +45,7 @@ pub fn time_of_day(unix_seconds: f64) -> String {
 
 /// The name of a field without its unit of time, with spaces.
 pub(super) fn label(field: &str) -> String {
-    let field = ["_seconds_ago", "_seconds"].iter().find_map(|unit| field.strip_suffix(unit)).unwrap_or(field);
+    let field = ["_seconds_ago", "_seconds", "_ms"].iter().find_map(|unit| field.strip_suffix(unit)).unwrap_or(field);
     // A role of another release may name it as it likes.
     OneLine(&field.replace('_', " ")).to_string()
 }
@@ -50,7 +59,8 @@ mod tests {
         for (seconds, text) in [(0, "0 s"), (61, "1 min 1 s"), (3_720, "1 h 2 min"), (90_000, "1 d 1 h")] {
             assert_eq!(ago(seconds), text);
         }
-        for (seconds, text) in [(0.04, "0.0 s"), (9.94, "9.9 s"), (10.9, "10 s"), (-1.0, "0.0 s"), (75.0, "1 min 15 s")]
+        for (seconds, text) in
+            [(0.04, "40 ms"), (0.9999, "1.0 s"), (9.94, "9.9 s"), (10.9, "10 s"), (-1.0, "0 ms"), (75.0, "1 min 15 s")]
         {
             assert_eq!(took(seconds), text);
         }
@@ -61,9 +71,12 @@ mod tests {
             (time_of_day(86_400.0 + 3_661.9), time_of_day(-5.0)),
             ("01:01:01".to_owned(), "00:00:00".to_owned())
         );
-        for (field, text) in
-            [("unsent_bytes", "unsent bytes"), ("heartbeat_seconds_ago", "heartbeat"), ("jobs_run", "jobs run")]
-        {
+        for (field, text) in [
+            ("round_trip_ms", "round trip"),
+            ("unsent_bytes", "unsent bytes"),
+            ("heartbeat_seconds_ago", "heartbeat"),
+            ("jobs_run", "jobs run"),
+        ] {
             assert_eq!(label(field), text);
         }
     }

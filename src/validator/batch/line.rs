@@ -155,18 +155,23 @@ pub(super) fn stamp(now: Now) -> String {
     }
 }
 
+/// A reason with what was said of it, if anything was.
+fn reason_in_words(reason: impl std::fmt::Display, message: &str) -> Option<String> {
+    Some(one_line(&if message.is_empty() { reason.to_string() } else { format!("{reason}: {message}") }))
+}
+
 /// An outcome of the network in the words of a batch, with its reason.
 pub(super) fn in_words(outcome: &Outcome) -> (BatchOutcome, Option<String>) {
     match outcome {
         Outcome::Completed(_) => (BatchOutcome::Completed, None),
         Outcome::Rejected(JobRejectionDetails { reason, message, .. }) => {
-            (BatchOutcome::Declined, Some(one_line(&format!("{reason}: {message}"))))
+            (BatchOutcome::Declined, reason_in_words(reason, message))
         }
         Outcome::Failed(JobFailureDetails { reason, message, .. }) => {
-            (BatchOutcome::Failed, Some(one_line(&format!("{reason}: {message}"))))
+            (BatchOutcome::Failed, reason_in_words(reason, message))
         }
         Outcome::HordeFailed(HordeFailureDetails { reason, message, .. }) => {
-            (BatchOutcome::HordeFailed, Some(one_line(&format!("{reason}: {message}"))))
+            (BatchOutcome::HordeFailed, reason_in_words(reason, message))
         }
     }
 }

@@ -38,6 +38,9 @@ pub(super) struct Attempt {
     pub(super) last_trouble: Option<String>,
     /// Its executors of the class, by its first manifest: a later one is not to make an excuse of fewer receipts.
     pub(super) executors: Option<i64>,
+    /// Its manifest was empty: it cannot, or will not, run jobs at present. It is asked all the same, because only its
+    /// refusal says why.
+    pub(super) offers_nothing: bool,
     /// Since when there is no connection.
     pub(super) lost_since: Option<Instant>,
     /// How long there may still be none.
@@ -78,6 +81,7 @@ impl Attempt {
             requested_at: None,
             last_trouble: None,
             executors: None,
+            offers_nothing: false,
             lost_since: None,
             away_left: AWAY_TIME,
             accepted_receipt: None,
@@ -113,12 +117,22 @@ impl Attempt {
         Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, format!("miner {}: {why}", self.miner))
     }
 
+    /// It offers nothing, and what it says to that, if it says anything.
+    pub(super) fn without_executors(&self, says: &str) -> Outcome {
+        let says = says.trim_end_matches('.');
+        let says = if says.is_empty() { String::new() } else { format!(": {says}") };
+        self.not_connected(&format!("it offers no executors at present{says}"))
+    }
+
     /// The present stage has used up its time.
     pub(super) fn expired(&self) -> Option<AttemptEnd> {
         let (reason, what) = match self.phase {
             Phase::Connecting => {
                 let why = self.last_trouble.as_deref().unwrap_or("no connection in time");
                 return Some(AttemptEnd::NotTaken(self.not_connected(why), Some(Incident::Unreachable)));
+            }
+            Phase::Reserving if self.offers_nothing => {
+                return Some(AttemptEnd::NotTaken(self.without_executors(""), None));
             }
             Phase::Reserving => (HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request"),
             Phase::Starting => (HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),

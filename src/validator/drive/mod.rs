@@ -303,13 +303,9 @@ impl Drive {
                 attempt.executors.get_or_insert(manifest.get(&self.request.executor_class).copied().unwrap_or(0));
                 self.out.push(Action::Manifest(attempt.miner, manifest));
                 match phase {
-                    // It cannot run jobs at present: another may, and if there is none, it is not the job's fault.
-                    Phase::Connecting if is_empty => {
-                        let outcome = attempt.not_connected("it offers no executors at present");
-                        return Some(AttemptEnd::NotTaken(outcome, None));
-                    }
-                    Phase::Connecting if !offers => return Some(AttemptEnd::NoSuchClass),
+                    Phase::Connecting if !offers && !is_empty => return Some(AttemptEnd::NoSuchClass),
                     Phase::Connecting => {
+                        attempt.offers_nothing = is_empty;
                         attempt.is_back(now);
                         self.ask(attempt, now);
                     }
@@ -327,8 +323,14 @@ impl Drive {
                     let receipts = receipts.iter().filter_map(|n| decline.receipts.get(*n).cloned());
                     self.out.push(Action::Excused(attempt.miner, receipts.collect()));
                 }
-                let outcome = declined(decline);
-                let incident = Incident::of(&outcome).filter(|_| !verdict.is_excused());
+                // It cannot run jobs at present: another may, and if there is none, it is not the job's fault. Nor is
+                // it a fault of the miner, which has offered nothing.
+                let is_idle = attempt.offers_nothing;
+                let outcome = match is_idle && !decline.is_of_a_pause() {
+                    true => attempt.without_executors(&decline.message),
+                    false => declined(decline),
+                };
+                let incident = Incident::of(&outcome).filter(|_| !verdict.is_excused() && !is_idle);
                 return Some(AttemptEnd::NotTaken(outcome, incident));
             }
             (M::V0ExecutorReadyRequest(_), Phase::Starting | Phase::Resuming) => {

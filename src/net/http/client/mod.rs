@@ -54,7 +54,8 @@ use crate::net::proxy::Proxies;
 use crate::net::reach::Reach;
 use crate::net::tls::ClientTls;
 
-/// Redirects that a GET follows; the other methods follow none, because their body would have to be sent again.
+/// Redirects that a GET follows where [`Redirects`] says so; the other methods follow none, because their body would
+/// have to be sent again.
 pub const REDIRECTS: u32 = 10;
 
 /// Bytes of a refusal's text that are read.
@@ -133,7 +134,19 @@ struct Sent<'a> {
 #[derive(Debug, Clone)]
 pub struct HttpClient {
     agent: Agent,
+    redirects: Redirects,
     shutdown: Shutdown,
+}
+
+/// What a GET does that a server sends on to another address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Redirects {
+    /// It goes there, [`REDIRECTS`] times at most: for files of jobs, whose servers often do that.
+    #[default]
+    Follow,
+    /// The redirect is the answer, of which [`Response::ok`] makes an error that names the other address: for servers
+    /// that somebody has chosen, and to which we say who we are.
+    Refuse,
 }
 
 /// Which servers a client goes to, by which way, and whom it trusts there.
@@ -146,12 +159,21 @@ pub struct HttpSettings {
     pub tls: ClientTls,
     /// Which proxies are used.
     pub proxies: Proxies,
+    /// Where redirects lead.
+    pub redirects: Redirects,
 }
 
 /// With the authorities that come with the program, and without a proxy.
 impl From<Reach> for HttpSettings {
     fn from(reach: Reach) -> Self {
         Self { reach, ..Self::default() }
+    }
+}
+
+impl HttpSettings {
+    /// For servers that somebody has chosen, wherever they are; a redirect is refused.
+    pub fn of_chosen(tls: ClientTls, proxies: Proxies) -> Self {
+        Self { reach: Reach::Everywhere, tls, proxies, redirects: Redirects::Refuse }
     }
 }
 
@@ -163,7 +185,7 @@ impl HttpClient {
 
     /// The same for addresses that a job names: it dials those within the reach of `settings`, whoever redirects it.
     pub fn within(settings: impl Into<HttpSettings>, shutdown: Shutdown) -> Self {
-        let HttpSettings { reach, tls, proxies } = settings.into();
+        let HttpSettings { reach, tls, proxies, redirects } = settings.into();
         let config = Config::builder()
             .proxy(None)
             .http_status_as_error(false)
@@ -177,12 +199,12 @@ impl HttpClient {
         let connector = KickedConnector { reach, proxies, shutdown: shutdown.clone() }
             .chain(TlsConnector(tls))
             .chain(AnswerConnector);
-        Self { agent: Agent::with_parts(config, connector, NoResolver), shutdown }
+        Self { agent: Agent::with_parts(config, connector, NoResolver), redirects, shutdown }
     }
 
-    /// A client that trusts these.
+    /// A client for servers that somebody has chosen, as in [`HttpSettings::of_chosen`], without a proxy.
     pub fn trusting(shutdown: Shutdown, tls: ClientTls) -> Self {
-        Self::within(HttpSettings { reach: Reach::Everywhere, tls, proxies: Proxies::none() }, shutdown)
+        Self::within(HttpSettings::of_chosen(tls, Proxies::none()), shutdown)
     }
 
     /// GETs `url` and gives the answer, whatever its status. Blocks until the answer, `deadline` or cancel.
@@ -388,7 +410,7 @@ impl HttpClient {
         for followed in 0.. {
             let sent = Sent { method: Method::GET, to: &to, given: &given, ours, deadline };
             let answer = self.send_once(sent, None, url)?;
-            if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
+            if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) || self.redirects == Redirects::Refuse {
                 return Ok(answer);
             }
             let bad = |why| HttpError::Redirect { url: shown(url), status: answer.status, why };

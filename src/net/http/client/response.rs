@@ -8,13 +8,14 @@ use super::error::HttpError;
 use crate::base::clock::now;
 use crate::base::text::truncated;
 use crate::net::http::date::longest_wait;
+use crate::net::http::excerpt::said;
 use crate::net::http::head::first;
 use crate::ops::redact::OneLine;
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
 pub const ANSWER_BYTES: u64 = 10 << 20;
 
-/// Bytes of a refusal's body that go into its error's text.
+/// Bytes of a refusal's body that are looked at for its error's text.
 const EXCERPT_BYTES: usize = 500;
 
 /// A whole answer.
@@ -46,7 +47,7 @@ impl Response {
         let Self { status, headers, body, url } = self;
         if let (301 | 302 | 303 | 307 | 308, Some(to)) = (status, first(&headers, "location")) {
             let to = OneLine(truncated(to, EXCERPT_BYTES));
-            let why = format!("it leads to \"{to}\", and only a GET follows: give that address, if it is right");
+            let why = format!("it leads to \"{to}\"; give that address, if it is right");
             return HttpError::Redirect { url, status, why };
         }
         let retry_after = longest_wait(&headers, now().wall.as_secs());
@@ -69,10 +70,9 @@ impl Response {
 }
 
 fn excerpt(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_BYTES)]);
-    match text.trim() {
-        "" => String::new(),
-        text => format!(": {}", OneLine(text)),
+    match said(body, EXCERPT_BYTES) {
+        said if said.is_empty() => said,
+        said => format!(": {said}"),
     }
 }
 

@@ -46,7 +46,8 @@ pub(super) fn html(now: &Overview, unix_seconds: f64) -> String {
         &mut out,
         format_args!(
             "</main>\n<footer><a href=\"status.json\">status.json</a> <a href=\"metrics\">metrics</a> \
-             <a href=\"healthz\">healthz</a> <a href=\"readyz\">readyz</a></footer>\n</body>\n</html>\n"
+             <a href=\"healthz\">healthz</a> <a href=\"readyz\">readyz</a> \
+             <a href=\"links.json\">links.json</a></footer>\n</body>\n</html>\n"
         ),
     );
     out
