@@ -41,6 +41,10 @@ use scripted_facilitator::{Plan, Reply, ScriptedFacilitator, key};
 /// Jobs before the clock runs: every worker is there then, with its connections.
 const WARM_UP: usize = 100;
 
+/// Jobs at a time that each role takes: more than there are, because a job that has ended at its user holds its place
+/// for a moment longer.
+const WORKERS: usize = 2 * WARM_UP;
+
 /// Jobs one after the other, for the latency of one that is alone.
 const ALONE: usize = 200;
 
@@ -188,6 +192,7 @@ fn role(name: &str, folder: &Path, redis: Option<&RedisServer>) -> Command {
     let mut command = Command::new(binary());
     command.arg(name).env("PHALANX_KEY", "//Validator").env("PHALANX_TRUSTED_SIGNER", key("//User").ss58());
     command.env("RUST_LOG", "error").env("PHALANX_MANIFEST_INTERVAL", "0s").env("TMPDIR", folder);
+    command.env("PHALANX_WORKERS", WORKERS.to_string());
     if let Some(redis) = redis {
         command.env("PHALANX_REDIS", redis.url());
     }
