@@ -87,5 +87,5 @@ pub fn serve_more(
     };
     let handler = guarded(names, Arc::new(handler));
     let limits = HttpLimits { requests, ..HttpLimits::default() };
-    HttpServer::start(short, listener, handler, limits, &board.metrics).map_err(|e| format!("--http: {e}"))
+    HttpServer::start(short, listener, handler, limits, board).map_err(|e| format!("--http: {e}"))
 }

@@ -19,6 +19,7 @@ use crate::ops::expiry::{Ends, Expiry};
 use crate::ops::overview::words::bytes;
 #[cfg(feature = "celery")]
 use crate::redis::{Connection as RedisConnection, RedisConfig};
+use crate::store::FolderLock;
 use crate::store::StoreError;
 use crate::store::look::{FolderState, look, room};
 use crate::transport::ws::WsDialer;
@@ -43,7 +44,8 @@ fn soon() -> Instant {
 impl Report {
     /// Whether a state folder can be had; says whether a running process has it, which has the ports then, too.
     pub(super) fn folder(&mut self, folder: &Path, lock: &str) -> bool {
-        match look(folder, lock) {
+        let found = look(folder, lock).and_then(|found| FolderLock::look_for_others(folder, lock).map(|()| found));
+        match found {
             Ok(state) => match (room(folder), folder.display()) {
                 (Err(error), _) => self.wrong(format_args!("--state-dir: {error}")),
                 (Ok(free), shown) if free < SCARCE => {

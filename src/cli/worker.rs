@@ -28,7 +28,6 @@ use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::overview::words::count;
 use crate::ops::status::Board;
-use crate::store::look::others;
 use crate::store::{self, FolderLock};
 use crate::transport::ws::WsDialer;
 use crate::validator::miners::{FeedHandle, MinerFeed};
@@ -152,12 +151,8 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-/// Takes the state folder, as its only worker; one of another role has a pause of its own.
+/// Takes the state folder, as its only worker.
 fn own(folder: &Path) -> Result<FolderLock, String> {
-    if let Some(lock) = others(folder, store::WORKER_LOCK) {
-        let right = "give the worker one of its own";
-        return Err(format!("--state-dir {}: another has it ({lock}); {right}", folder.display()));
-    }
     FolderLock::take(folder, store::WORKER_LOCK).map_err(|error| format!("--state-dir: {error}"))
 }
 

@@ -74,7 +74,7 @@ pub(super) fn start(
                 Ok(message) => MinerEvent::Message(Box::new(message)),
                 Err(error) => {
                     let shown = without(&secret, &error.to_string());
-                    errors.report(ErrorClass::Rejected, "miner message", &format_args!("it cannot be read: {shown}"));
+                    errors.report(ErrorClass::Rejected, "miner-message", &format_args!("it cannot be read: {shown}"));
                     report(&errors, send(&handle, crate::protocol::answer::to_miner(&error, &text, "miner")));
                     return;
                 }
@@ -104,6 +104,6 @@ pub(super) fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Re
 /// Tells of a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.
 pub(super) fn report(errors: &ErrorHandler, sent: Result<(), Full>) {
     if let Err(full) = sent {
-        errors.report(ErrorClass::Fatal, "message to the miner", &format_args!("the miner is not notified: {full}"));
+        errors.report(ErrorClass::Rejected, "message-to-miner", &format_args!("the miner is not notified: {full}"));
     }
 }

@@ -41,13 +41,13 @@ pub(super) fn run(
             recv(events) -> event => match event {
                 Ok(MinerEvent::Ready) => Input::Connected,
                 Ok(MinerEvent::Trouble { why, cut }) => {
-                    config.board.errors.report(ErrorClass::Reconnect, "miner link", &why);
+                    config.board.errors.report(ErrorClass::Reconnect, "miner-link", &why);
                     Input::Disconnected { why, cut }
                 }
                 Ok(MinerEvent::Message(message)) => {
                     if let MinerToExecutor::GenericError(error) = &*message {
                         let details = error.details.as_deref().unwrap_or_default();
-                        config.board.errors.report(ErrorClass::Rejected, "miner report", &details);
+                        config.board.errors.report(ErrorClass::Rejected, "miner-report", &details);
                     }
                     Input::FromMiner(message)
                 }

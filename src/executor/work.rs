@@ -142,7 +142,8 @@ impl JobWork {
                         );
                         return Err(Problem::OfStreaming(message));
                     }
-                    self.server = Some(StreamingServer::open(&details, self.config.streaming_ports)?);
+                    self.server =
+                        Some(StreamingServer::open(&details, self.config.streaming_ports, board.errors.clone())?);
                 }
                 let mut workspace = Workspace::create().map_err(|error| {
                     Problem::by_cause(Cause::of_io(&error), format!("cannot make a folder for the job: {error}"))

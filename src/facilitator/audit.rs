@@ -123,7 +123,7 @@ fn run(mut log: AuditLog, notes: &Receiver<(Now, Note)>, lost: &Lost, board: &Bo
             lost.untold.fetch_add(untold, Ordering::Relaxed);
             lost.add(batch.len() as u64);
             let what = format_args!("it is not written: {error}");
-            board.errors.report(ErrorClass::Rejected, "audit log", &what);
+            board.errors.report(ErrorClass::Rejected, "audit-log", &what);
         }
     }
 }

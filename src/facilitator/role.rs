@@ -272,7 +272,7 @@ impl Facilitator {
         let frame = Frame {
             role: "facilitator",
             since: Instant::now(),
-            board,
+            board: board.clone(),
             stop: stop.clone(),
             timer: timer.clone(),
             look: Box::new(move |_, metrics| {
@@ -298,7 +298,7 @@ impl Facilitator {
         let (connections, requests) = (config.http_connections, config.http_requests);
         let limits = HttpLimits { connections, requests, ..HttpLimits::default() };
         let handler = guarded(config.http_names, Arc::new(handler));
-        let http = HttpServer::start("fac", http, handler, limits, &metrics).map_err(FacilitatorError::Http)?;
+        let http = HttpServer::start("fac", http, handler, limits, &board).map_err(FacilitatorError::Http)?;
         let http_addr = http.local_addr();
         log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at {}", http.url());
         let parts = Some(FacilitatorParts { router, disk, audit: audit_thread, server, http, stop });
@@ -442,7 +442,7 @@ fn known_again(board: &Board, job: &NewJob, stage: &'static str) -> Option<(Publ
     let uuid = &job.uuid;
     let trouble = |why: &dyn std::fmt::Display| {
         let what = format_args!("job {uuid} cannot be taken up again: {why}");
-        board.errors.report(ErrorClass::Rejected, "jobs of before", &what);
+        board.errors.report(ErrorClass::Rejected, "earlier-jobs", &what);
     };
     let validator = PublicKey::from_ss58(&job.validator).inspect_err(|error| trouble(error)).ok()?;
     match FacilitatorToValidator::decode(&job.request) {

@@ -96,7 +96,7 @@ pub(super) fn sink(events: Sender<Event>, rates: PeerRates, board: Board) -> Ser
                         known.over.store(true, Ordering::Relaxed);
                         let origin = &known.origin;
                         let line = format_args!("{id}: a peer at {origin} is turned away: {over}");
-                        board.errors.report(ErrorClass::Rejected, "over rate", &line);
+                        board.errors.report(ErrorClass::Rejected, "over-rate", &line);
                         let help = "Connections that were closed because their peer said too much, by what it was.";
                         board
                             .metrics
@@ -349,7 +349,7 @@ impl RouterLoop {
                     Err(Full::Closed { .. }) => log::debug!("{id}: gone before it was answered"),
                     Err(full @ Full::Bound { .. }) => {
                         let what = format_args!("{id}: it is disconnected: {full}");
-                        self.owned.errors.report(ErrorClass::Rejected, "peer that does not read", &what);
+                        self.owned.errors.report(ErrorClass::Rejected, "slow-peer", &what);
                         self.owned.meters.not_reading.inc();
                         handle.kick();
                     }
@@ -381,14 +381,14 @@ impl RouterLoop {
         };
         let reason = if reason.is_empty() { why.as_str() } else { reason };
         let what = format_args!("{id} is closed ({code} {reason}){advice}");
-        self.owned.errors.report(ErrorClass::Rejected, "validator session", &what);
+        self.owned.errors.report(ErrorClass::Rejected, "validator-session", &what);
     }
 
     fn failed(&mut self, id: SessionId, kind: MessageKind, why: &str, now: Now) {
         let kind = kind.as_str();
         self.owned.audit.note(now, Note::new(AuditEvent::MessageFailed).on(id).why(format!("type {kind}: {why:.300}")));
         let told = format_args!("{id}: a message of type {kind} could not be handled, and cost only that: {why}");
-        self.owned.errors.report(ErrorClass::Fatal, "message of a validator", &told);
+        self.owned.errors.report(ErrorClass::Fatal, "validator-message", &told);
     }
 }
 

@@ -407,7 +407,7 @@ impl Service for Accepting {
             }
             Err(error) => {
                 let what = format_args!("{}: a connection is closed, it cannot be polled: {error}", self.config.name);
-                self.config.errors.report(ErrorClass::Reconnect, "poll", &what);
+                self.config.errors.report_of(ErrorClass::Reconnect, "poll", self.config.name, &what);
                 Kick::dropped("nothing")
             }
         };

@@ -155,7 +155,7 @@ impl Keeper {
                 let of_all = &mut lock(&self.status).pre_pull;
                 of_all.iter_mut().for_each(|pulled| pulled.trouble = Some(why.clone()));
                 let what = format_args!("no image is kept here: {why}");
-                return self.board.errors.report(ErrorClass::Fatal, PLACE, &what);
+                return self.board.errors.report(ErrorClass::Rejected, PLACE, &what);
             }
         };
         let start = Instant::now();
@@ -248,7 +248,7 @@ impl Keeper {
                     None => "could not be pulled for jobs",
                 };
                 let what = format_args!("image {image} {so}: {why}");
-                self.board.errors.report_of(ErrorClass::Reconnect, "image pull", image, &what);
+                self.board.errors.report_of(ErrorClass::Reconnect, "image-pull", image, &what);
                 wanted.next = Instant::now() + exponential(RETRY, PULL_PERIOD, wanted.failures);
                 wanted.failures += 1;
                 "failed"

@@ -329,7 +329,7 @@ impl RouterThread {
                 Err(Full::Closed { .. }) => log::debug!("{id}: a message came too late for it"),
                 Err(full @ Full::Bound { .. }) => {
                     let what = format_args!("{id}: its connection is ended: {full}");
-                    self.errors.report(ErrorClass::Rejected, "peer that does not read", &what);
+                    self.errors.report(ErrorClass::Rejected, "slow-peer", &what);
                     sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", SLOW_TIME);
                 }
             },
@@ -372,7 +372,10 @@ impl RouterThread {
             }
             Action::Ended(key, outcome, reason) => self.jobs.end(name(&key), outcome, reason),
             Action::Count(counted) => self.meters.count(counted),
-            Action::Error(class, place, what) => self.errors.report(class, place, &what),
+            Action::Error(class, place, host, what) => {
+                let host = host.map(|host| host.to_string()).unwrap_or_default();
+                self.errors.report_of(class, place, &host, &what);
+            }
         }
         None
     }

@@ -137,9 +137,7 @@ pub(crate) trait Service: Send + 'static {
     fn accept(&self) -> io::Result<Option<Self::Incoming>>;
 
     /// Who is told of connections that are not served, and of what is wrong with accepting them.
-    fn errors(&self) -> ErrorHandler {
-        ErrorHandler::default()
-    }
+    fn errors(&self) -> ErrorHandler;
 
     /// Where a connection comes from.
     fn origin(&self, incoming: &Self::Incoming) -> Origin;
@@ -579,6 +577,10 @@ mod tests {
             }
         }
 
+        fn errors(&self) -> ErrorHandler {
+            ErrorHandler::default()
+        }
+
         fn origin(&self, _: &TcpStream) -> Origin {
             unreachable!("nobody connects")
         }
@@ -623,6 +625,10 @@ mod tests {
 
         fn accept(&self) -> io::Result<Option<TcpStream>> {
             Ok(self.listener.accept()?.map(|(stream, _)| stream))
+        }
+
+        fn errors(&self) -> ErrorHandler {
+            ErrorHandler::default()
         }
 
         fn origin(&self, stream: &TcpStream) -> Origin {

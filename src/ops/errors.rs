@@ -12,13 +12,17 @@ use super::metrics::Metrics;
 use super::redact;
 use super::throttle::Throttle;
 use crate::base::lock::lock;
+use crate::base::text::truncated;
 
 /// Characters that are kept of an error's text: a peer may have written it.
 const TEXT_CHARS: usize = 500;
 
-/// What is told apart at one place for the pace of its lines: more hosts than most miners have. With a throttle and a
-/// name of some 60 bytes each, that is 6 KB for a place.
+/// What is told apart at one place for the pace of its lines within ten seconds: more hosts than most miners have. With
+/// a throttle of 24 bytes and a name of at most [`SUBJECT_BYTES`] each, that is 11 KB for a place at most.
 const SUBJECTS: usize = 64;
+
+/// Bytes of a name that tell apart: a uuid or a hotkey is shorter, and a peer may have chosen it.
+const SUBJECT_BYTES: usize = 128;
 
 /// What a loop does about an error; it decides by nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,6 +112,27 @@ struct Row {
     at: Instant,
 }
 
+impl Row {
+    /// The pace of this subject. If there are too many, those that are not quiet any more make room; what they have
+    /// held back is told with the next line of the place itself.
+    fn throttle(&mut self, now: Instant, subject: &str) -> &mut Throttle {
+        if self.throttles.len() >= SUBJECTS && !self.throttles.contains_key(subject) {
+            let mut dropped = Throttle::default();
+            self.throttles.retain(|of, throttle| {
+                let stays = of.is_empty() || throttle.is_quiet(now);
+                if !stays {
+                    dropped.take_over(throttle);
+                }
+                stays
+            });
+            self.throttles.entry("".into()).or_default().take_over(&dropped);
+        }
+        // The one of the place itself does not count.
+        let has_room = self.throttles.len() <= SUBJECTS || self.throttles.contains_key(subject);
+        self.throttles.entry(if has_room { subject } else { "" }.into()).or_default()
+    }
+}
+
 impl ErrorHandler {
     /// A handler that counts in these metrics.
     pub fn new(metrics: &Metrics) -> Self {
@@ -121,7 +146,7 @@ impl ErrorHandler {
     }
 
     /// As [`ErrorHandler::report`], at a place that has many of a kind, as a miner has hosts: each of them is logged at
-    /// its own pace, up to 64; those beyond share theirs.
+    /// its own pace, up to 64 in ten seconds; those beyond share theirs. Of `subject` the first 128 bytes count.
     pub fn report_of(&self, class: ErrorClass, place: &'static str, subject: &str, error: &dyn Display) {
         self.note(class, place, subject, error);
     }
@@ -155,8 +180,7 @@ fn note(
         table.entry(key).or_insert_with(|| Row { throttles: BTreeMap::new(), text: String::new(), count: 0, at: now });
     row.count += 1;
     row.at = now;
-    let is_known = row.throttles.len() < SUBJECTS || row.throttles.contains_key(subject);
-    let throttle = row.throttles.entry(if is_known { subject } else { "" }.into()).or_default();
+    let throttle = row.throttle(now, truncated(subject, SUBJECT_BYTES));
     let line = throttle.line(now, &format_args!("{}: {text}", key.1));
     row.text = text;
     line
@@ -226,6 +250,31 @@ mod tests {
         let last = last(&table, start + Duration::from_secs(20));
         let shown: Vec<_> = last.iter().map(|e| (e.place.as_str(), e.text.as_str(), e.count, e.seconds_ago)).collect();
         assert_eq!(shown, [("link", "newest", 5, 7), ("disk", "full", 1, 17), ("link", "no", 1, 18)]);
+    }
+
+    #[test]
+    fn subjects_that_are_not_quiet_any_more_make_room_and_what_they_held_back_is_told() {
+        let (start, mut table) = (Instant::now(), Table::new());
+        let mut note = |seconds: u64, subject: &str, text: &str| {
+            let now = start + Duration::from_secs(seconds);
+            note(&mut table, now, (ErrorClass::Retry, "job"), subject, &text)
+        };
+        for n in 0..SUBJECTS {
+            assert_eq!(note(0, &n.to_string(), "no").unwrap(), "job: no");
+            assert_eq!(note(1, &n.to_string(), "no"), None);
+        }
+        assert_eq!(note(2, "late", "late").unwrap(), "job: late");
+        assert_eq!(note(3, "later", "later"), None, "it shares the pace of the place");
+        assert_eq!(note(9, "0", "no"), None, "the others keep theirs");
+        assert_eq!(note(11, "new", "new").unwrap(), "job: new");
+        assert_eq!(note(12, "newer", "newer").unwrap(), "job: newer");
+        let line = note(13, "", "all").unwrap();
+        assert_eq!(line, format!("job: all (and {} more like it)", SUBJECTS + 2));
+        let long = "ü".repeat(SUBJECT_BYTES);
+        assert_eq!(note(14, &(long.clone() + "a"), "long").unwrap(), "job: long");
+        assert_eq!(note(15, &(long + "b"), "long"), None, "only its beginning tells apart");
+        let of = &table[&(ErrorClass::Retry, "job")].throttles;
+        assert_eq!((of.len(), of.keys().map(|subject| subject.len()).max()), (4, Some(SUBJECT_BYTES)));
     }
 
     #[test]

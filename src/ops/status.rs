@@ -242,10 +242,15 @@ impl Frame {
     }
 
     /// The role now, with the jobs that this one may see. Who is no operator sees no errors either: they quote others.
+    /// Who is nobody sees neither details, which name peers and where they are, nor threads.
     pub fn snapshot_for(&self, viewer: &Viewer) -> Snapshot {
         let Board { health, metrics, errors, certificates, jobs, pause } = &self.board;
         let mut details = (self.look)(health, metrics);
         hide_secrets(&mut details);
+        let is_nobody = *viewer == Viewer::Nobody;
+        if is_nobody {
+            details = Value::Object(serde_json::Map::new());
+        }
         let now = Instant::now();
         let age = |since| now.saturating_duration_since(since).as_secs();
         let wall = clock::now().wall;
@@ -279,7 +284,7 @@ impl Frame {
             errors: if *viewer == Viewer::Operator { errors.last_errors() } else { Vec::new() },
             process: Process::read(),
             warnings,
-            threads: threads.into_iter().map(|thread| ThreadLine::new(thread, now)).collect(),
+            threads: threads.into_iter().filter(|_| !is_nobody).map(|thread| ThreadLine::new(thread, now)).collect(),
         }
     }
 }

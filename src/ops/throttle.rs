@@ -19,7 +19,7 @@ pub struct Throttle {
 impl Throttle {
     /// Whether to log one that happens `now`: how many were held back since the last line, or `None` to be quiet.
     pub fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.quiet_until.is_some_and(|until| now < until) {
+        if self.is_quiet(now) {
             self.held_back += 1;
             return None;
         }
@@ -33,6 +33,16 @@ impl Throttle {
             0 => text.to_string(),
             more => format!("{text} (and {more} more like it)"),
         })
+    }
+
+    /// Whether one that happens `now` would be held back.
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        self.quiet_until.is_some_and(|until| now < until)
+    }
+
+    /// Takes over what another has held back: it is reported with the next one that is let through here.
+    pub fn take_over(&mut self, other: &Self) {
+        self.held_back += other.held_back;
     }
 
     /// Tells of it, if it is time for a line.

@@ -388,7 +388,7 @@ impl Runner {
             Err(error) => {
                 // Without poll there is no waiting at all; the shutdown signal's wait is the one that is left.
                 let what = format_args!("it cannot wait: {error}");
-                self.board.errors.report(ErrorClass::Fatal, self.shared.name, &what);
+                self.board.errors.report(ErrorClass::Retry, self.shared.name, &what);
                 self.shared.shutdown.wait(Duration::from_secs(1));
             }
         }

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::lock::FolderLock;
+use super::lock::{self, FolderLock};
 use super::{StoreError, open};
 
 const DATABASE: &str = "batch.db";
 
 /// Taken by whoever has the folder.
-pub(crate) const LOCK: &str = "batch.lock";
+pub(crate) const LOCK: &str = lock::BATCH;
 
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE batch (

@@ -9,6 +9,20 @@ use std::path::Path;
 
 use super::{StoreError, make_folder, private};
 
+/// The lock of a facilitator's state folder.
+pub(super) const FACILITATOR: &str = "facilitator.lock";
+/// That of a validator's.
+pub(super) const VALIDATOR: &str = "journal.lock";
+/// That of a miner's.
+pub(super) const MINER: &str = "miner.lock";
+/// That of a worker's, where its pause is.
+pub(crate) const WORKER: &str = "worker.lock";
+/// That of a batch's.
+pub(super) const BATCH: &str = "batch.lock";
+
+/// The locks of all that have a state folder: of each folder one.
+const LOCKS: [&str; 5] = [FACILITATOR, VALIDATOR, MINER, WORKER, BATCH];
+
 /// The lock, held until it is dropped or the process ends in whatever way.
 #[derive(Debug)]
 pub(crate) struct FolderLock(File);
@@ -18,15 +32,30 @@ impl FolderLock {
     /// than its owner. Blocks on the disk.
     ///
     /// # Errors
-    /// [`StoreError::InUse`] with the process id of whoever has it; the system's.
+    /// [`StoreError::Another`] if the folder is of another role; [`StoreError::InUse`] with the process id of whoever
+    /// has it; the system's.
     pub(crate) fn take(folder: &Path, name: &str) -> Result<Self, StoreError> {
+        Self::look_for_others(folder, name)?;
         make_folder(folder)?;
         let lock = Self::lock(folder, name)?;
         private::close(folder);
         Ok(lock)
     }
 
-    /// Whether a process could take the lock now; changes nothing. Blocks on the disk.
+    /// Whether the folder is free of the locks of other roles, whether those run or not; changes nothing. Blocks on the
+    /// disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Another`].
+    pub(crate) fn look_for_others(folder: &Path, name: &str) -> Result<(), StoreError> {
+        match LOCKS.into_iter().find(|lock| *lock != name && folder.join(lock).exists()) {
+            Some(lock) => Err(StoreError::Another { folder: folder.to_owned(), lock }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a process could take the lock now, whoever else may have the folder; changes nothing. Blocks on the
+    /// disk.
     ///
     /// # Errors
     /// As [`FolderLock::take`].
@@ -82,5 +111,27 @@ impl Drop for FolderLock {
     fn drop(&mut self) {
         // Closing is not enough: a process that another thread is just starting has the descriptor, too, for a moment.
         let _ = self.0.unlock(); // Closing follows in any case.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_of_the_role_that_took_it_first_also_when_that_does_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("state");
+        let held = FolderLock::take(&folder, WORKER).unwrap();
+        for held in [Some(held), None] {
+            for other in [VALIDATOR, MINER, FACILITATOR, BATCH] {
+                let error = FolderLock::take(&folder, other).unwrap_err();
+                assert!(matches!(error, StoreError::Another { lock: WORKER, .. }), "{error}");
+                assert!(error.to_string().contains("another has it (worker.lock)"), "{error}");
+                assert!(!folder.join(other).exists(), "nothing is changed");
+            }
+            let again = FolderLock::take(&folder, WORKER);
+            assert_eq!(again.is_err(), held.is_some());
+        }
     }
 }

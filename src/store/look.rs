@@ -17,17 +17,8 @@ pub enum FolderState {
     Absent,
 }
 
-/// The locks of the roles that have a state folder, and of a batch.
-const LOCKS: [&str; 5] =
-    [super::jobs::LOCK, super::journal::LOCK, super::miner::LOCK, super::WORKER_LOCK, super::batch::LOCK];
-
-/// The lock of another than who takes the lock `own`, if the folder has one: it is another's, whether that runs or not.
-/// Changes nothing. Blocks on the disk.
-pub fn others(folder: &Path, own: &str) -> Option<&'static str> {
-    LOCKS.into_iter().find(|lock| *lock != own && folder.join(lock).exists())
-}
-
-/// Whether a state folder could be used by who takes the lock of this name; changes nothing. Blocks on the disk.
+/// Whether a state folder could be used by who takes the lock of this name, if it is of no other role; changes nothing.
+/// Blocks on the disk.
 ///
 /// # Errors
 /// What taking it would say.

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::{TransactionBehavior, params};
 
 use super::StoreError;
-use super::lock::FolderLock;
+use super::lock::{self, FolderLock};
 use super::receipts::{ReceiptRow, ReceiptStore};
 use crate::base::waits::waiting;
 
 /// Name of the database in the state folder.
 pub const DATABASE: &str = "miner.db";
 
-pub(crate) const LOCK: &str = "miner.lock";
+pub(crate) const LOCK: &str = lock::MINER;
 
 /// Receipts that are kept, the newest: three for each of 100,000 jobs, of some 1 KiB each, are 300 MiB.
 const RECEIPTS: usize = 300_000;

@@ -24,13 +24,9 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 #[cfg(feature = "cli")]
-pub(crate) use self::lock::FolderLock;
+pub(crate) use self::lock::{FolderLock, WORKER as WORKER_LOCK};
 use crate::base::io::may_pass;
 use crate::base::limits::JOURNAL_BODY_BYTES;
-
-/// The lock of a worker's state folder, where its pause is.
-#[cfg(feature = "cli")]
-pub(crate) const WORKER_LOCK: &str = "worker.lock";
 
 /// How long a statement waits for another process that uses the same file, as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,6 +89,17 @@ pub enum StoreError {
         /// The process.
         pid: String,
     },
+    /// The folder is of another role, whether that runs or not.
+    #[error(
+        "the state folder {folder}: another has it ({lock}); give this one a folder of its own (also if \
+         PHALANX_STATE_DIR names it)"
+    )]
+    Another {
+        /// The folder.
+        folder: PathBuf,
+        /// The file that says so.
+        lock: &'static str,
+    },
     /// A file changed all the time while it was read.
     #[error("{path} changes faster than it can be read: try again")]
     Busy {
@@ -144,7 +151,7 @@ impl StoreError {
                         | Code::OutOfMemory
                 )
             ),
-            Self::Newer { .. } | Self::Id { .. } | Self::Body { .. } => false,
+            Self::Newer { .. } | Self::Another { .. } | Self::Id { .. } | Self::Body { .. } => false,
         }
     }
 }

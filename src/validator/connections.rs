@@ -198,7 +198,7 @@ impl KeptConnections {
     pub fn start(dialer: MinerDialer, limit: usize, errors: &ErrorHandler) -> Self {
         let watch = IdleWatch::start("val-mi-idle", dialer.timer.clone());
         let tell =
-            |error: &_| errors.report(ErrorClass::Fatal, "kept connections", &format_args!("none is kept: {error}"));
+            |error: &_| errors.report(ErrorClass::Rejected, "kept-connections", &format_args!("none is kept: {error}"));
         let watch = watch.inspect_err(tell).ok();
         let config = PoolConfig {
             connections_max: limit.max(1),

@@ -291,17 +291,17 @@ impl<R: Reports> Runner<'_, R> {
                 // The manifest follows at once, and the drive decides what it means. What cannot be read says nothing.
                 Ok(MinerEvent::Ready) => continue,
                 Ok(MinerEvent::Unreadable { why, .. }) => {
-                    self.error(ErrorClass::Rejected, "miner message", &why);
+                    self.error(ErrorClass::Rejected, "miner-message", &why);
                     continue;
                 }
                 Ok(MinerEvent::Message(message)) => Input::Message(message),
                 Ok(MinerEvent::Lost { why }) => {
-                    self.error(ErrorClass::Reconnect, "miner link", &why);
+                    self.error(ErrorClass::Reconnect, "miner-link", &why);
                     Input::Lost { why }
                 }
                 Ok(MinerEvent::Failed { why, refused, cut, .. }) => {
                     let class = if refused { ErrorClass::Rejected } else { ErrorClass::Reconnect };
-                    self.error(class, "miner link", &why);
+                    self.error(class, "miner-link", &why);
                     Input::ConnectFailed { why, refused, cut }
                 }
                 Err(NoEvent::Deadline) => Input::Tick,
@@ -361,7 +361,7 @@ impl<R: Reports> Runner<'_, R> {
             Action::WaitUntilKnown => {
                 if let Err(error) = self.job.as_ref()?.wait_until_known() {
                     let what = format_args!("job {}: {error}", self.uuid);
-                    self.miners.errors.report(ErrorClass::Retry, "job update", &what);
+                    self.miners.errors.report(ErrorClass::Retry, "job-update", &what);
                 }
             }
             Action::Report(status) => self.job.as_ref()?.report(status),
@@ -424,7 +424,7 @@ impl<R: Reports> Runner<'_, R> {
             let ExchangeError { why, refused, cut, .. } = error;
             let class = if refused { ErrorClass::Rejected } else { ErrorClass::Reconnect };
             let what = format_args!("job {}: miner {}: {why}", self.uuid, miner.hotkey);
-            self.miners.errors.report(class, "miner link", &what);
+            self.miners.errors.report(class, "miner-link", &what);
             // Somebody is there: another attempt is worth it while there is time, and while not all miners need one.
             if !cut || clock.now() + delay >= deadline || !self.miners.budget.withdraw(clock.now()) {
                 return Some(Input::ConnectFailed { why, refused, cut: false });
@@ -461,7 +461,7 @@ impl<R: Reports> Runner<'_, R> {
         let report = stopping.finish();
         if !report.is_clean() {
             let what = format_args!("job {}: its end: {report}", self.uuid);
-            self.miners.errors.report(ErrorClass::Rejected, "miner link", &what);
+            self.miners.errors.report(ErrorClass::Rejected, "miner-link", &what);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use phalanx::base::stop::Stopping;
 use phalanx::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
-use phalanx::ops::metrics::Metrics;
+use phalanx::ops::status::Board;
 use serde_json::{Value, json};
 
 /// What a terminal would obey; a program writes it into JSON as it is, but for the first.
@@ -36,7 +36,7 @@ fn answer(request: &HttpRequest) -> HttpResponse {
 #[test]
 fn pages_of_a_hostile_server_are_shown_escaped() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = HttpServer::start("role", listener, Arc::new(answer), HttpLimits::default(), &Metrics::new()).unwrap();
+    let server = HttpServer::start("role", listener, Arc::new(answer), HttpLimits::default(), &Board::new()).unwrap();
     let address = server.local_addr().to_string();
     let scratch = tempfile::tempdir().unwrap();
     for command in [&["status", "--verbose"][..], &["miners"], &["job", "trace", UUID]] {

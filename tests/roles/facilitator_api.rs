@@ -467,6 +467,8 @@ fn on_the_pages_a_user_sees_the_own_jobs_an_operator_all_and_whoever_else_none()
         // All of it, and not in what is said elsewhere either.
         let text = shown.to_string();
         assert_eq!([&of_dave, &of_eve].map(|uuid| text.contains(uuid.as_str())), expected, "{shown}");
+        let is_nobody = expected == [false; 2];
+        assert_eq!((shown["details"] == json!({}), shown["threads"] == json!([])), (is_nobody, is_nobody), "{shown}");
     };
     look(&fix, no_token, [true, true]);
     look(&fix, &[bearer(&dave_token)], [true, false]);

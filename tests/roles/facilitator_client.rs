@@ -808,12 +808,8 @@ fn with_as_many_signatures_as_can_be_remembered_new_jobs_are_turned_away_and_no_
         facilitator.submit(replay.clone());
         assert_eq!(rejection(&facilitator, &replay.uuid).0, JobRejectionReason::InvalidSignature);
     }
-    let told: Vec<u64> = errors
-        .last_errors()
-        .iter()
-        .filter(|error| error.place == "signatures of jobs")
-        .map(|error| error.count)
-        .collect();
+    let told: Vec<u64> =
+        errors.last_errors().iter().filter(|error| error.place == "job-signatures").map(|error| error.count).collect();
     assert_eq!(told, [3], "one line for all");
     stop_clean(client);
     facilitator.stop();

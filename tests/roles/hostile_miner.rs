@@ -191,8 +191,8 @@ fn machine_specs_of_33_mib_error_texts_of_20_mib_and_deep_brackets_change_nothin
     assert!(details.context.unwrap().contains_key("left_out_by_validator"));
     let metrics = validator.observer().client().board().metrics.render();
     for line in [
-        "phalanx_errors_total{class=\"rejected\",place=\"miner message\"} 3\n",
-        "phalanx_errors_total{class=\"rejected\",place=\"miner report\"} 1\n",
+        "phalanx_errors_total{class=\"rejected\",place=\"miner-message\"} 3\n",
+        "phalanx_errors_total{class=\"rejected\",place=\"miner-report\"} 1\n",
         "phalanx_messages_received_total{peer=\"miner\",type=\"other\"} 2\n",
     ] {
         assert!(metrics.contains(line), "{line}{metrics}");

@@ -171,7 +171,7 @@ impl Fixture {
                 Action::Reap(_) | Action::Known(_) => {}
                 Action::Release(host) => self.released.push(host),
                 Action::Count(counted) => self.counted.push(counted),
-                Action::Error(_, place, what) => self.errors.push((place, what)),
+                Action::Error(_, place, _, what) => self.errors.push((place, what)),
                 Action::Ended(key, outcome, _) => self.ends.push((key.uuid, outcome)),
             }
         }

@@ -75,7 +75,7 @@ fn a_peer_that_says_too_much_is_told_so_and_closed_and_nobody_else_is() {
         let line = format!("phalanx_miner_over_rate_total{{kind=\"{kind}\"}} {count}\n");
         assert!(page.contains(&line), "{line}{page}");
     }
-    for (place, count) in [("over rate", 5), ("validator message", 2), ("executor message", 2)] {
+    for (place, count) in [("over-rate", 5), ("validator-message", 2), ("executor-message", 2)] {
         let line = format!("phalanx_errors_total{{class=\"rejected\",place=\"{place}\"}} {count}\n");
         assert!(page.contains(&line), "{line}{page}");
     }

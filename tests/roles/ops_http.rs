@@ -15,7 +15,6 @@ use phalanx::net::http::pages::pages;
 use phalanx::net::http::{Handler, HttpLimits, HttpResponse, HttpServer};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
-use phalanx::ops::metrics::Metrics;
 use phalanx::ops::status::{Board, Frame, RoleState, Snapshot};
 
 struct Fixture {
@@ -24,10 +23,10 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(limits: HttpLimits, handler: Handler, metrics: &Metrics) -> Self {
+    fn new(limits: HttpLimits, handler: Handler, board: &Board) -> Self {
         let group = Group::enter();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self { group, server: Some(HttpServer::start("t", listener, handler, limits, metrics).unwrap()) }
+        Self { group, server: Some(HttpServer::start("t", listener, handler, limits, board).unwrap()) }
     }
 
     fn echo(limits: HttpLimits) -> Self {
@@ -39,7 +38,7 @@ impl Fixture {
                 Err(error) => error.into(),
             }
         });
-        Self::new(limits, handler, &Metrics::new())
+        Self::new(limits, handler, &Board::new())
     }
 
     fn connect(&self) -> TcpStream {
@@ -188,7 +187,7 @@ fn a_body_is_sent_while_it_is_made() {
                 }
             })
         }),
-        &Metrics::new(),
+        &Board::new(),
     );
     let ask = |line: &str| fixture.ask(&format!("{line}\r\nHost: h\r\nConnection: close\r\n\r\n"));
     let answer = ask("GET /a HTTP/1.1");
@@ -232,7 +231,7 @@ fn a_request_in_work_is_answered_while_the_server_stops() {
         assert!(request.shutdown.wait(LONG), "the stop must reach a waiting handler");
         HttpResponse::text(200, "last words")
     });
-    let mut fixture = Fixture::new(HttpLimits::default(), handler, &Metrics::new());
+    let mut fixture = Fixture::new(HttpLimits::default(), handler, &Board::new());
     let mut client = fixture.connect();
     client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     began.recv_timeout(LONG).unwrap();
@@ -246,7 +245,7 @@ fn a_request_in_work_is_answered_while_the_server_stops() {
 fn a_client_that_does_not_read_is_disconnected_at_the_end_of_the_budget() {
     // More than the buffers of both sockets hold.
     let handler: Handler = Arc::new(|_| HttpResponse::text(200, "x".repeat(16 << 20)));
-    let mut fixture = Fixture::new(HttpLimits { write_time: LONG, ..HttpLimits::default() }, handler, &Metrics::new());
+    let mut fixture = Fixture::new(HttpLimits { write_time: LONG, ..HttpLimits::default() }, handler, &Board::new());
     let mut client = fixture.connect();
     client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     // From here on its thread is in `write`: making an answer this large may take longer than the kick's grace.
@@ -266,7 +265,7 @@ fn dropping_an_http_server_stops_it() {
         }
         HttpResponse::text(200, "[] ")
     });
-    let mut fixture = Fixture::new(HttpLimits::default(), handler, &Metrics::new());
+    let mut fixture = Fixture::new(HttpLimits::default(), handler, &Board::new());
     let (mut idle, mut waits) = (fixture.connect(), fixture.connect());
     idle.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     read_until(&mut idle, "[] ");
@@ -306,7 +305,7 @@ impl Pages {
         let pages = pages(frame);
         let handler: Handler =
             Arc::new(move |request| pages(request).unwrap_or_else(|| HttpResponse::text(404, "no page\n")));
-        let fixture = Fixture::new(HttpLimits::default(), handler, &board.metrics);
+        let fixture = Fixture::new(HttpLimits::default(), handler, &board);
         Self { board, stop, timer: Some(timer), fixture }
     }
 

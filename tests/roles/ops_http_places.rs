@@ -14,21 +14,22 @@ use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
 use phalanx::net::http::{Handler, HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use phalanx::net::rate::Rate;
-use phalanx::ops::metrics::Metrics;
+use phalanx::ops::errors::ErrorClass;
+use phalanx::ops::status::Board;
 
 /// A server that is stopped when it is dropped.
-struct Fixture(Option<HttpServer>, Metrics);
+struct Fixture(Option<HttpServer>, Board);
 
 impl Fixture {
     fn new(limits: HttpLimits, handler: impl Fn(&HttpRequest) -> HttpResponse + Send + Sync + 'static) -> Self {
         let handler: Handler = Arc::new(handler);
-        let (listener, metrics) = (TcpListener::bind("127.0.0.1:0").unwrap(), Metrics::new());
-        Self(Some(HttpServer::start("t", listener, handler, limits, &metrics).unwrap()), metrics)
+        let (listener, board) = (TcpListener::bind("127.0.0.1:0").unwrap(), Board::new());
+        Self(Some(HttpServer::start("t", listener, handler, limits, &board).unwrap()), board)
     }
 
     /// How many were refused for that reason.
     fn refused(&self, reason: &'static str) -> u64 {
-        self.1.counter("phalanx_http_refused_total", "", &[("reason", reason)]).get()
+        self.1.metrics.counter("phalanx_http_refused_total", "", &[("reason", reason)]).get()
     }
 
     fn address(&self) -> SocketAddr {
@@ -124,6 +125,9 @@ fn who_waits_goes_first_and_an_address_has_its_share() {
     let over = head(&mut fixture.connect(2));
     assert!(over.starts_with("HTTP/1.1 503 "), "a sixth of one address: {over:?}");
     assert_eq!(fixture.refused("no_place"), 1);
+    let last = fixture.1.errors.last_errors();
+    assert_eq!((last.len(), last[0].class, last[0].place.as_str()), (1, ErrorClass::Rejected, "accept"));
+    assert!(last[0].text.contains("is turned away"), "{last:?}");
     silent.extend((0..3).map(|_| fixture.connect(3)));
     // All places are taken, and still everybody is served: the oldest of the silent ones go, one by one.
     let mut kept = Vec::new();

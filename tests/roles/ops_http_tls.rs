@@ -12,7 +12,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::net::http::{HttpClient, HttpLimits, HttpListener, HttpResponse, HttpServer};
 use phalanx::net::tls::{ClientCertificates, ServerTls};
-use phalanx::ops::metrics::Metrics;
+use phalanx::ops::status::Board;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -24,7 +24,7 @@ fn start(tls: ServerTls, limits: HttpLimits) -> HttpServer {
         path => HttpResponse::text(200, path),
     });
     let listener = HttpListener::new(TcpListener::bind("127.0.0.1:0").unwrap(), Some(tls));
-    HttpServer::start("t", listener, handler, limits, &Metrics::new()).unwrap()
+    HttpServer::start("t", listener, handler, limits, &Board::new()).unwrap()
 }
 
 fn stop(server: HttpServer) {

@@ -18,7 +18,6 @@ use phalanx::link::server::{Server, ServerConfig};
 use phalanx::link::{Link, LinkConfig, LinkEvent, Text};
 use phalanx::miner::{Miner, MinerConfig};
 use phalanx::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
-use phalanx::ops::metrics::Metrics;
 use phalanx::ops::status::Board;
 use phalanx::pool::{Connector, Pool, PoolConfig, Until};
 use phalanx::protocol::ExecutorClass;
@@ -135,7 +134,7 @@ fn of_roles() -> Vec<Row> {
         NumberPool: |_| Pool::start(PoolConfig::default(), Numbers);
         HttpServer: |_| {
             let handler = Arc::new(|_: &HttpRequest| HttpResponse::text(200, ""));
-            HttpServer::start("t", http(), handler, HttpLimits::default(), &Metrics::new()).unwrap()
+            HttpServer::start("t", http(), handler, HttpLimits::default(), &Board::new()).unwrap()
         };
         Server: |place| {
             let listener = Box::new(place.world.net.listener("server"));

@@ -10,7 +10,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::cli::job_text::Form;
 use phalanx::cli::submit::{Plan, User, submit};
-use phalanx::ops::metrics::Metrics;
+use phalanx::ops::status::Board;
 use phalanx::protocol::JobStatus as S;
 use serde_json::{Value, json};
 
@@ -199,7 +199,7 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
     };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let server =
-        HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default(), &Metrics::new())
+        HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default(), &Board::new())
             .unwrap();
     let base = format!("http://{}", server.local_addr());
     let (target, tag) = (alice().public(), String::new());
@@ -282,7 +282,7 @@ impl Proxy {
         };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let server =
-            HttpServer::start("prx", listener, std::sync::Arc::new(handler), HttpLimits::default(), &Metrics::new())
+            HttpServer::start("prx", listener, std::sync::Arc::new(handler), HttpLimits::default(), &Board::new())
                 .unwrap();
         Self { address: server.local_addr(), target, server }
     }

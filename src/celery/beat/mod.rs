@@ -28,7 +28,7 @@ use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 
 /// Where a task that is not sent is reported.
-const PLACE: &str = "celery beat";
+const PLACE: &str = "celery-beat";
 
 /// The shortest interval: what comes more often is no matter of a queue.
 const SHORTEST: Duration = Duration::from_millis(100);

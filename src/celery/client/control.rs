@@ -215,7 +215,7 @@ fn collect(
             Ok(answer) => answers.extend(answer.unwrap_or_default()),
             Err(error) => {
                 let what = format_args!("a worker's answer cannot be read: {error}");
-                errors.report(error.class(), "celery control", &what);
+                errors.report(error.class(), "celery-control", &what);
             }
         }
     }

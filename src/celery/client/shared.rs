@@ -97,7 +97,7 @@ impl ClientShared {
         let ended = match Meta::read(stored) {
             Ok(meta) => entry.learn(meta, since),
             Err(error) => {
-                self.errors.report(error.class(), "celery results", &format_args!("of task {id}: {error}"));
+                self.errors.report(error.class(), "celery-results", &format_args!("of task {id}: {error}"));
                 entry.end(Err(error.into()));
                 true
             }

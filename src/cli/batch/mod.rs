@@ -23,7 +23,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
 use crate::ops::redact::{JsonText, OneLine};
-use crate::store::look::others;
+use crate::store::FolderLock;
 use crate::store::{self, StoreError};
 use crate::transport::ws::WsDialer;
 use crate::validator::MinerAddress;
@@ -125,10 +125,9 @@ pub fn run(args: Args) -> ExitCode {
     if args.replay {
         return again(&args, &jobs);
     }
-    let own = store::batch::LOCK;
-    if let Some((folder, lock)) = args.state_dir.as_deref().and_then(|folder| Some((folder, others(folder, own)?))) {
-        let right = "give the batch a folder of its own (also if PHALANX_STATE_DIR names this one)";
-        return exit::usage(format!("--state-dir {}: another has it ({lock}); {right}", folder.display()));
+    let other = args.state_dir.as_deref().map(|folder| FolderLock::look_for_others(folder, store::batch::LOCK));
+    if let Some(Err(other)) = other {
+        return exit::usage(format!("--state-dir: {other}"));
     }
     let (config, miners, dialer) = match configure(&args, &jobs) {
         Ok(configured) => configured,

@@ -106,7 +106,7 @@ impl DockerRunner {
                 });
                 match all {
                     Ok(all) => bytes += all.saturating_sub(seen.bytes),
-                    Err(why) => errors.report(ErrorClass::Retry, "job's disk", &format_args!("job {job}: {why}")),
+                    Err(why) => errors.report(ErrorClass::Retry, "job-disk", &format_args!("job {job}: {why}")),
                 }
             }
             known = bytes;
@@ -186,7 +186,7 @@ impl Runner for DockerRunner {
         match reclaim(&self.docker, spec, workspace, token) {
             // A job that has not ended well has its end; the folder is the miner's then, which removes it once more.
             Err(error) if outcome.end != RunEnd::Exited(0) => {
-                self.errors.report(ErrorClass::Rejected, "job's folder", &format_args!("job {}: {error}", spec.id));
+                self.errors.report(ErrorClass::Rejected, "job-folder", &format_args!("job {}: {error}", spec.id));
             }
             reclaimed => reclaimed?,
         }

@@ -60,7 +60,7 @@ pub(super) fn follow(
     errors: &ErrorHandler,
 ) -> Result<RunOutcome, RunError> {
     let trouble = |class, text: &dyn Display| {
-        errors.report(class, "job's container", &format_args!("container {}: {text}", container.name()));
+        errors.report(class, "job-container", &format_args!("container {}: {text}", container.name()));
     };
     let mut streams = Streams::create(workspace)?;
     let mut connection = Some(run());

@@ -171,7 +171,7 @@ pub(super) fn prepare(
     // The image is here, so the job goes on whatever becomes of the others.
     if let Err(error) = store.make_room(token, deadline) {
         let what = format_args!("images that nobody uses may be left: {error}");
-        errors.report(ErrorClass::Retry, "room for images", &what);
+        errors.report(ErrorClass::Retry, "image-room", &what);
     }
     Ok(Prepared(Some(in_use)))
 }
@@ -194,7 +194,7 @@ struct Pull<'a> {
 
 impl Pull<'_> {
     fn trouble(&self, class: ErrorClass, what: &dyn Display) {
-        self.errors.report(class, "image pull", &format_args!("image {} {what}", self.image));
+        self.errors.report(class, "image-pull", &format_args!("image {} {what}", self.image));
     }
 
     /// The image, if it is here. A client that fails is asked once more: a signal to all processes of a service ends

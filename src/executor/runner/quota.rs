@@ -29,7 +29,7 @@ const WALK_TIME: Duration = Duration::from_secs(10);
 const END_TIME: Duration = Duration::from_secs(10);
 
 /// Where its trouble is reported.
-const PLACE: &str = "job's disk";
+const PLACE: &str = "job-disk";
 
 /// Measures what is beside the job's folders, or in them and closed to us; gives bytes to be added.
 pub(super) type Beside = Box<dyn FnMut(&Size, &Shutdown) -> u64 + Send>;

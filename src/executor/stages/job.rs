@@ -316,7 +316,7 @@ impl StagedJob {
         }
         if !self.cancelled && self.alone_since.is_some_and(|since| now >= since + gone_after) {
             let what = format!("no miner for {gone_after:?}, the job is cancelled");
-            self.error(ErrorClass::Fatal, "miner link", &what);
+            self.error(ErrorClass::Fatal, "miner-link", &what);
             self.cancel();
         }
     }
@@ -332,7 +332,7 @@ impl StagedJob {
     }
 
     fn complain(&mut self, answer: GenericError) {
-        self.error(ErrorClass::Rejected, "miner message", answer.details.as_deref().unwrap_or_default());
+        self.error(ErrorClass::Rejected, "miner-message", answer.details.as_deref().unwrap_or_default());
         self.send(answer);
     }
 

@@ -117,7 +117,7 @@ impl Stages {
                 MinerToExecutor::V0JobRequest(request) => {
                     let answer = answer::early_job_request(&request.job_uuid);
                     let what = answer.details.clone().unwrap_or_default();
-                    out.push(Action::Error(ErrorClass::Rejected, "miner message", what));
+                    out.push(Action::Error(ErrorClass::Rejected, "miner-message", what));
                     return out.push(Action::Send(Box::new(answer.into())));
                 }
             },

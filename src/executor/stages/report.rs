@@ -100,7 +100,7 @@ impl StagedJob {
     pub(super) fn fail(&mut self, problem: Problem) {
         if self.run_timed_out() {
             let what = format!("nothing of what it has left is reported: {problem:?}");
-            self.error(ErrorClass::Rejected, "job's results", &what);
+            self.error(ErrorClass::Rejected, "job-results", &what);
             return self.timed_out(StrMap::new());
         }
         let stage = self.phase.stage();

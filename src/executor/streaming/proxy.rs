@@ -16,6 +16,7 @@ use crate::base::stop::Stopping;
 use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
 use crate::net::admission::{Origin, PlaceLimits};
 use crate::net::rate::Rate;
+use crate::ops::errors::ErrorHandler;
 
 /// Clients at a time: a thread of 8 KiB touched stack and 2 × 16 KiB buffers each, so some 8 MiB. A user's own client
 /// is the only one that stays.
@@ -31,8 +32,13 @@ const LAST_BYTES_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Proxy(Acceptor<()>);
 
 impl Proxy {
-    /// Lets clients through to the job.
-    pub(super) fn start(listener: KickableListener, tls: Arc<ServerConfig>, job: SocketAddr) -> Self {
+    /// Lets clients through to the job; of those that it cannot accept or serve `errors` is told.
+    pub(super) fn start(
+        listener: KickableListener,
+        tls: Arc<ServerConfig>,
+        job: SocketAddr,
+        errors: ErrorHandler,
+    ) -> Self {
         // A client's certificate is checked in its handshake, so the oldest without one goes first.
         let limits = PlaceLimits {
             total: CONNECTIONS,
@@ -42,7 +48,7 @@ impl Proxy {
             turned_away: 0,
         };
         let kick = listener.kick();
-        Self(Acceptor::start("exe-st-accept".to_owned(), limits, kick, Clients { listener, tls, job }))
+        Self(Acceptor::start("exe-st-accept".to_owned(), limits, kick, Clients { listener, tls, job, errors }))
     }
 
     /// Takes no more clients, and ends the connections: at once, or as soon as they have read what the job has sent.
@@ -67,6 +73,7 @@ struct Clients {
     listener: KickableListener,
     tls: Arc<ServerConfig>,
     job: SocketAddr,
+    errors: ErrorHandler,
 }
 
 impl Service for Clients {
@@ -75,6 +82,10 @@ impl Service for Clients {
 
     fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         self.listener.accept()
+    }
+
+    fn errors(&self) -> ErrorHandler {
+        self.errors.clone()
     }
 
     fn origin(&self, (_, peer): &(TcpStream, SocketAddr)) -> Origin {

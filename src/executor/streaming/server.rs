@@ -17,6 +17,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::CANCEL_BUDGET;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::net::accept::KickableListener;
+use crate::ops::errors::ErrorHandler;
 use crate::protocol::StreamingDetails;
 
 /// The port on which a job listens in its container, as for the Python executor.
@@ -27,6 +28,7 @@ pub(in crate::executor) struct StreamingServer {
     pub(super) listener: KickableListener,
     pub(super) tls: Arc<rustls::ServerConfig>,
     pub(super) certificate: String,
+    pub(super) errors: ErrorHandler,
 }
 
 /// What clients must know of a job that is served.
@@ -61,15 +63,19 @@ pub(in crate::executor) enum Watched {
 }
 
 impl StreamingServer {
-    /// Makes what clients need. Blocks for nothing.
-    pub(in crate::executor) fn open(details: &StreamingDetails, ports: PortRange) -> Result<Self, StreamingError> {
+    /// Makes what clients need; of those that cannot be let in `errors` is told. Blocks for nothing.
+    pub(in crate::executor) fn open(
+        details: &StreamingDetails,
+        ports: PortRange,
+        errors: ErrorHandler,
+    ) -> Result<Self, StreamingError> {
         let address = details.executor_ip.as_deref().ok_or(StreamingError::NoAddress)?;
         let certificate = ServerCertificate::make(address, clock::now().wall)?;
         let pem = certificate.pem.clone();
         let tls = certificate.server(&details.public_key)?;
         let listener = listen(address, ports).and_then(KickableListener::new);
         let listener = listener.map_err(|source| StreamingError::Port { ports, source })?;
-        Ok(Self { listener, tls, certificate: pem })
+        Ok(Self { listener, tls, certificate: pem, errors })
     }
 
     /// Runs the job by `run`, whose signal ends it, and lets clients through from the moment at which its server is
@@ -120,7 +126,7 @@ impl Watch {
         report: impl FnOnce(Serving),
     ) -> Watched {
         let Self { server, limits, run, over, cancel } = self;
-        let StreamingServer { listener, tls, certificate } = server;
+        let StreamingServer { listener, tls, certificate, errors } = server;
         let ready = probe::until_ready(JOB_PORT, &over, limits.start_by, || address(&over, limits.start_by));
         let job = match ready {
             Ready::At(job) => job,
@@ -131,7 +137,7 @@ impl Watch {
             }
         };
         let port = listener.local_addr().port();
-        let proxy = Proxy::start(listener, tls, job);
+        let proxy = Proxy::start(listener, tls, job, errors);
         log::info!("the job's server is ready at {job}; clients are let in on port {port}");
         report(Serving { certificate, port });
         let in_time = over.wait_for(Level::Cancel, limits.run_time);

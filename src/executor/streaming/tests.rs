@@ -21,6 +21,7 @@ use crate::base::thread::{Group, Kick, Thread, spawn};
 use crate::net::accept::KickableListener;
 use crate::net::dial::dial;
 use crate::net::tls::provider;
+use crate::ops::errors::ErrorHandler;
 use crate::protocol::StreamingDetails;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -86,8 +87,8 @@ impl Rig {
     fn new(clients: &str) -> Self {
         let group = Group::enter();
         let details = StreamingDetails { public_key: clients.to_owned(), executor_ip: Some("127.0.0.1".to_owned()) };
-        let StreamingServer { listener, tls, certificate } =
-            StreamingServer::open(&details, PortRange::DEFAULT).unwrap();
+        let StreamingServer { listener, tls, certificate, errors } =
+            StreamingServer::open(&details, PortRange::DEFAULT, ErrorHandler::default()).unwrap();
         let server = KickableListener::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
         let (address, job_address) = (listener.reachable_addr(), server.local_addr());
         let (to_test, connections) = bounded(16);
@@ -98,7 +99,7 @@ impl Rig {
                 to_test.send(stream).unwrap();
             }
         });
-        let proxy = Proxy::start(listener, tls, job_address);
+        let proxy = Proxy::start(listener, tls, job_address, errors);
         Self { proxy: Some(proxy), address, pem: certificate, connections, kick, job: Some(job), group: Some(group) }
     }
 
@@ -194,11 +195,15 @@ fn what_is_no_certificate_of_a_client_is_refused_in_words() {
         (long.as_str(), "at most 16384 are possible"),
     ] {
         let details = StreamingDetails { public_key: pem.to_owned(), executor_ip: Some("127.0.0.1".to_owned()) };
-        let error = StreamingServer::open(&details, PortRange::DEFAULT).err().unwrap().to_string();
+        let error =
+            StreamingServer::open(&details, PortRange::DEFAULT, ErrorHandler::default()).err().unwrap().to_string();
         assert!(error.contains("streaming_details.public_key") && error.contains(expected), "{pem:.60}: {error}");
     }
     let details = StreamingDetails { public_key: right.pem, executor_ip: None };
-    assert!(matches!(StreamingServer::open(&details, PortRange::DEFAULT), Err(StreamingError::NoAddress)));
+    assert!(matches!(
+        StreamingServer::open(&details, PortRange::DEFAULT, ErrorHandler::default()),
+        Err(StreamingError::NoAddress)
+    ));
 }
 
 #[test]
@@ -439,6 +444,6 @@ fn port_ranges_are_read_and_a_taken_range_is_refused_in_words() {
     let ports = PortRange { first: port, last: port };
     let details =
         StreamingDetails { public_key: Identity::make(|_| {}).pem, executor_ip: Some("127.0.0.1".to_owned()) };
-    let error = StreamingServer::open(&details, ports).err().unwrap().to_string();
+    let error = StreamingServer::open(&details, ports, ErrorHandler::default()).err().unwrap().to_string();
     assert!(error.contains(&format!("no port of {port}-{port} can be listened on")), "{error}");
 }

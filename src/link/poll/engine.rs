@@ -443,9 +443,8 @@ impl Polling {
         }
         let interest = peer.interest();
         if let Err(error) = entry.watch(&self.poller, interest) {
-            let what =
-                format_args!("{}: a connection cannot be polled any more and is closed: {error}", self.config.name);
-            self.config.errors.report(ErrorClass::Reconnect, POLL, &what);
+            let what = format_args!("a connection cannot be polled any more and is closed: {error}");
+            self.trouble(ErrorClass::Reconnect, &what);
             return self.end(number, SessionEnd::Broken(TransportError::io("polling")(error)));
         }
         if outcome.again {

@@ -31,7 +31,7 @@ impl Router {
         let job = key.as_ref().and_then(|key| self.jobs.get_mut(key));
         let wanted = |job: &&mut MinerJob| !job.is_over() || job.executor.as_ref().is_some_and(|e| e.reported);
         let Some(MinerJob { executor: Some(executor), phase, .. }) = job.filter(wanted) else {
-            self.error("executor of no job", format!("{id}: an executor is turned away: no job waits for its token"));
+            self.error("executor-without-job", format!("{id}: an executor is turned away: no job waits for its token"));
             self.complain(id, format!("No job waiting for token {token}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
             return;
@@ -87,7 +87,7 @@ impl Router {
         let Some(key) = connected.and_then(|connected| self.tokens.get(&connected.token)).cloned() else { return };
         if let Err(complaint) = self.executor_says(&key, frame, now) {
             let details = complaint.details.as_deref().unwrap_or_default();
-            self.error("executor message", format!("job {}: its executor is answered: {details}", key.uuid));
+            self.error("executor-message", format!("job {}: its executor is answered: {details}", key.uuid));
             self.send(id, complaint);
         }
     }
@@ -102,7 +102,7 @@ impl Router {
         for frame in frames {
             if let Err(complaint) = self.executor_says(&key, frame, now) {
                 let details = complaint.details.unwrap_or_default();
-                self.error("spooled message", format!("job {}: spooled: {details}", key.uuid));
+                self.error("spooled-message", format!("job {}: spooled: {details}", key.uuid));
             }
         }
     }
@@ -133,7 +133,7 @@ impl Router {
         match message {
             M::GenericError(error) => {
                 let details = error.details.unwrap_or_default();
-                self.error("executor report", format!("job {}: its executor reports: {details}", key.uuid));
+                self.error("executor-report", format!("job {}: its executor reports: {details}", key.uuid));
             }
             M::V0ExecutorReadyRequest(_) if matches!(job.phase, Phase::Starting) => {
                 job.ready(now.mono + self.limits.request_time);

@@ -90,7 +90,7 @@ impl Router {
         for (name, host) in &mut self.hosts {
             if host.check_due.take_if(is_due).is_some() {
                 let what = format!("host {name}: its check does not end, so no job is taken there");
-                self.out.push(Action::Error(ErrorClass::Reconnect, "host", what));
+                self.out.push(Action::Error(ErrorClass::Reconnect, "host", Some(*name), what));
                 host.engine = Err("its check does not end".to_owned());
             }
             if host.reaper_due.take_if(is_due).is_some() {
@@ -194,14 +194,14 @@ impl Router {
         let Some(host) = self.hosts.get_mut(&name) else { return };
         if host.trials.failed(why, now.mono) {
             let what = format!("host {name} gets no job for a while: {}", host.trials.why().unwrap_or_default());
-            self.trouble(ErrorClass::Reconnect, "host", what);
+            self.out.push(Action::Error(ErrorClass::Reconnect, "host", Some(name), what));
         }
     }
 
     /// The machine of a job could not do its part.
     pub(super) fn machine_failed(&mut self, name: HostName, key: &JobKey, why: &str, now: Now) {
         let what = format!("job {}: host {name} could not do its part: {why}", key.uuid);
-        self.trouble(ErrorClass::Fatal, "host", what);
+        self.out.push(Action::Error(ErrorClass::Fatal, "host", Some(name), what));
         if let Some(host) = self.hosts.get_mut(&name) {
             host.trouble = Some(why.to_owned());
         }

@@ -317,8 +317,9 @@ pub enum Action {
     Ended(JobKey, &'static str, Option<&'static str>),
     /// Count it.
     Count(Counted),
-    /// Report an error of the outside: what is done about it, where it happened, what it is.
-    Error(ErrorClass, &'static str, String),
+    /// Report an error of the outside: what is done about it, where it happened, of which host if it is one's, what it
+    /// is.
+    Error(ErrorClass, &'static str, Option<HostName>, String),
 }
 
 /// What is counted in the metrics.

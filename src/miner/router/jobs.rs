@@ -243,7 +243,7 @@ impl Router {
             Ok((_, false)) => Some("this job was started here before".to_owned()),
             Err(why) => {
                 let what = format!("job {}: cannot be accepted, it was not stored: {why}", key.uuid);
-                self.out.push(Action::Error(ErrorClass::Rejected, "receipt", what));
+                self.out.push(Action::Error(ErrorClass::Rejected, "receipt", None, what));
                 Some("the started-receipt could not be stored".to_owned())
             }
         };

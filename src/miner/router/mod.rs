@@ -96,7 +96,7 @@ impl Router {
             None if self.executors.contains_key(&id) => "an executor".to_owned(),
             None => return,
         };
-        self.error("over rate", format!("{id}: {who} is turned away: {over}"));
+        self.error("over-rate", format!("{id}: {who} is turned away: {over}"));
         self.out.push(Action::Count(Counted::OverRate(over.what)));
         self.complain(id, format!("Too much: {over}"));
         self.out.push(Action::Close(id, CLOSE_OVER_RATE, "you say too much"));
@@ -110,7 +110,7 @@ impl Router {
 
     /// The error handler is told.
     fn trouble(&mut self, class: ErrorClass, place: &'static str, what: String) {
-        self.out.push(Action::Error(class, place, what));
+        self.out.push(Action::Error(class, place, None, what));
     }
 
     fn closed(&mut self, id: SessionId, now: Now) {

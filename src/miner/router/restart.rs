@@ -43,7 +43,7 @@ impl Router {
                 Ok(restored) => self.take_back(restored, now),
                 Err(why) => {
                     let what = format!("job {uuid}: what was saved of it cannot be read, so it is forgotten: {why}");
-                    self.trouble(ErrorClass::Fatal, "jobs of before", what);
+                    self.trouble(ErrorClass::Fatal, "earlier-jobs", what);
                     self.forgotten.push(JobKey { validator, uuid });
                 }
             }
@@ -75,7 +75,7 @@ impl Router {
                      of it there has the label phalanx.executor={}",
                     key.uuid, job.placed.run
                 );
-                self.trouble(ErrorClass::Fatal, "jobs of before", what);
+                self.trouble(ErrorClass::Fatal, "earlier-jobs", what);
                 let loss = job.loss();
                 self.jobs.insert(key.clone(), job);
                 return self.fail_once(&key, loss, LOST_HOST.to_owned(), now);

@@ -49,7 +49,7 @@ impl Router {
         match (&frame.message, &mut validator.state) {
             (_, ValidatorState::Refused) => {}
             (Err(error), _) => {
-                self.error("validator message", format!("validator {hotkey}: bad frame: {error}"));
+                self.error("validator-message", format!("validator {hotkey}: bad frame: {error}"));
                 let complaint = answer::by_miner(error);
                 self.send(id, complaint);
             }
@@ -90,7 +90,7 @@ impl Router {
             return Err(format!("wrong miner hotkey ({}!={})", self.hotkey, auth.miner_hotkey));
         }
         auth.verify().map(|_| -age).map_err(|error| {
-            self.error("validator signature", format!("validator {hotkey}: {error}"));
+            self.error("validator-signature", format!("validator {hotkey}: {error}"));
             "Signature mismatches".to_owned()
         })
     }
@@ -99,7 +99,7 @@ impl Router {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         validator.state = ValidatorState::Refused;
         let details = format!("Validator {} not authenticated due to: {why}", validator.hotkey);
-        self.error("validator authentication", format!("{id}: {details}"));
+        self.error("validator-authentication", format!("{id}: {details}"));
         self.complain(id, details);
         self.out.push(Action::Close(id, code, ""));
         // It may have been authenticated before.
@@ -193,7 +193,7 @@ impl Router {
             M::ValidatorAuthForMiner(_) => {}
             M::GenericError(error) => {
                 let details = error.details.unwrap_or_default();
-                self.error("validator report", format!("validator {validator} reports: {details}"));
+                self.error("validator-report", format!("validator {validator} reports: {details}"));
             }
             M::V0MainHotkeyMessage(_) => {
                 let main_hotkey = Some(self.hotkey.clone());

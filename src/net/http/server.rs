@@ -21,7 +21,7 @@ use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
 use crate::net::admission::Origin;
 use crate::net::tls::ServerTls;
 use crate::ops::errors::ErrorHandler;
-use crate::ops::metrics::Metrics;
+use crate::ops::status::Board;
 
 /// The same handler for requests by one of `names`; others are answered with 421 or 403. Everybody may have `/healthz`:
 /// an orchestrator ends what seems dead to it, and the page says nothing that a stranger could use.
@@ -77,7 +77,8 @@ impl fmt::Debug for HttpServer {
 
 impl HttpServer {
     /// Starts to serve `listener`. `name`, at most 3 bytes as `fac`, begins the thread names. What it refuses is
-    /// counted in `metrics`, as `phalanx_http_refused_total` by reason.
+    /// counted in the metrics of `board`, as `phalanx_http_refused_total` by reason; of connections that it cannot
+    /// accept or serve its error handler is told.
     ///
     /// # Errors
     /// The listener has no local address, or the system no descriptor for what wakes it.
@@ -86,15 +87,15 @@ impl HttpServer {
         listener: impl Into<HttpListener>,
         handler: Handler,
         limits: HttpLimits,
-        metrics: &Metrics,
+        board: &Board,
     ) -> io::Result<Self> {
         let listener = listener.into();
         let scheme = listener.scheme();
         let HttpListener { tcp, tls } = listener;
         let listener = KickableListener::new(tcp)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
-        let shared = Arc::new(connection::Service::new(handler, limits, tls, Refusals(metrics.clone())));
-        let service = HttpService { name, listener, shared, errors: ErrorHandler::new(metrics) };
+        let shared = Arc::new(connection::Service::new(handler, limits, tls, Refusals(board.metrics.clone())));
+        let service = HttpService { name, listener, shared, errors: board.errors.clone() };
         let acceptor = Acceptor::start(format!("{name}-http"), limits.places(), kick, service);
         Ok(Self { address, scheme, acceptor })
     }

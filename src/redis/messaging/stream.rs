@@ -436,11 +436,11 @@ impl StreamReceiver {
         match self.call(request.script(&ACKNOWLEDGE, &[&self.stream], &[&self.group, &id])) {
             Ok(_) => {
                 let what = format_args!("message {id} of {} is dropped, it cannot be read: {error}", self.stream);
-                self.messaging.0.board.errors.report(ErrorClass::Rejected, "redis stream", &what);
+                self.messaging.0.board.errors.report(ErrorClass::Rejected, "redis-stream", &what);
             }
             Err(error) => {
                 let what = format_args!("message {id} of {} is not dropped yet: {error}", self.stream);
-                self.messaging.0.board.errors.report(error.class(), "redis stream", &what);
+                self.messaging.0.board.errors.report(error.class(), "redis-stream", &what);
             }
         }
     }

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 pub use self::keep::{Forgotten, InsertOutcome, Keep, Quota};
 pub use self::list::{JobHead, JobList, JobQuery};
-use super::lock::FolderLock;
+use super::lock::{self, FolderLock};
 use super::{StoreError, open};
 use crate::base::panics::contained;
 use crate::base::waits::waiting;
@@ -22,7 +22,7 @@ use crate::base::waits::waiting;
 /// Name of the database in the state folder.
 const DATABASE: &str = "facilitator.db";
 
-pub(crate) const LOCK: &str = "facilitator.lock";
+pub(crate) const LOCK: &str = lock::FACILITATOR;
 
 /// Bytes that the write-ahead log keeps on the disk once all of it is in the database.
 const LOG_BYTES: i64 = 4 << 20;

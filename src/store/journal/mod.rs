@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, params};
 
-use super::lock::FolderLock;
+use super::lock::{self, FolderLock};
 use super::{StoreError, make_private};
 use crate::base::limits::JOURNAL_BODY_BYTES;
 use crate::base::rng::Rng;
@@ -47,7 +47,7 @@ const READINGS_OF_DAMAGE: usize = 3;
 /// A file of the state folder.
 const DATABASE: &str = "journal.db";
 const LOG: &str = "journal.db-wal";
-pub(crate) const LOCK: &str = "journal.lock";
+pub(crate) const LOCK: &str = lock::VALIDATOR;
 /// A database that is being built.
 const BUILDING: &str = "journal.db.building";
 /// A database that is built and on the disk, and takes the place of [`DATABASE`] next.

@@ -281,7 +281,7 @@ impl Runner {
         });
         let report = stopping.finish();
         if !report.stragglers().is_empty() {
-            errors.report(ErrorClass::Fatal, "end of the batch", &format_args!("threads are left behind: {report}"));
+            errors.report(ErrorClass::Fatal, "batch-end", &format_args!("threads are left behind: {report}"));
         }
         result
     }
@@ -366,7 +366,7 @@ impl Runner {
             MinerEvent::Failed { why, refused, outcome, .. } => MinerInput::Failed { why, refused, outcome },
             MinerEvent::Lost { why } => MinerInput::Lost(why),
             MinerEvent::Unreadable { why, broken } => {
-                self.errors.report(ErrorClass::Rejected, "miner message", &why);
+                self.errors.report(ErrorClass::Rejected, "miner-message", &why);
                 if !broken {
                     return;
                 }

@@ -74,7 +74,7 @@ impl Checker {
             Ok(miner) => guarded("report of cheating", || self.handler.cheated(uuid, miner)),
             Err(why) => {
                 let what = format_args!("job {uuid}: it is ignored: {why}");
-                self.errors.report(ErrorClass::Rejected, "report of cheating", &what);
+                self.errors.report(ErrorClass::Rejected, "cheating-report", &what);
             }
         }
     }

@@ -75,14 +75,14 @@ impl Intake {
             Inbound::Cheated { bytes, report } => {
                 if self.checks.push(bytes, Check::Cheated(report)).is_err() {
                     let what = "it is ignored: too much waits for its check";
-                    self.shared.board.errors.report(ErrorClass::Rejected, "report of cheating", &what);
+                    self.shared.board.errors.report(ErrorClass::Rejected, "cheating-report", &what);
                 }
             }
             // Nothing is sent back for a frame that cannot be read, as the Python validator does.
             Inbound::Unreadable(error) => {
                 self.shared.counted.unreadable.inc();
                 let what = format!("a message that cannot be read is ignored: {error}");
-                self.shared.board.errors.report(ErrorClass::Rejected, "facilitator message", &what);
+                self.shared.board.errors.report(ErrorClass::Rejected, "facilitator-message", &what);
             }
         }
     }

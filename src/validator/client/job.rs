@@ -104,7 +104,7 @@ impl Line {
 
     /// The error handler is told.
     pub(in crate::validator) fn trouble(&self, class: ErrorClass, uuid: &str, what: &dyn Display) {
-        self.delivery.trouble(class, &format_args!("job {uuid}: {what}"));
+        self.delivery.trouble(class, uuid, what);
     }
 
     /// As [`Line::end`]; trouble is told.
@@ -159,7 +159,7 @@ pub(super) fn turn_away(
     why: impl Into<String>,
 ) {
     if let Err(error) = delivery.end(number, Outcome::rejected(reason, why).into_message(uuid)) {
-        delivery.trouble(ErrorClass::Rejected, &error);
+        delivery.trouble(ErrorClass::Rejected, uuid, &error);
     }
 }
 
@@ -454,7 +454,7 @@ impl Reports for RunningJob {
     fn end(self, outcome: Outcome) {
         let (uuid, delivery) = (self.inner.request.uuid.clone(), self.inner.line.delivery.clone());
         if let Err(error) = self.end_and_wait(outcome) {
-            delivery.trouble(ErrorClass::Retry, &format_args!("job {uuid}: {error}"));
+            delivery.trouble(ErrorClass::Retry, &uuid, &error);
         }
     }
 

@@ -374,7 +374,7 @@ impl Drive {
             (M::GenericError(error), _) => {
                 let text = error.details.unwrap_or_default();
                 let what = format!("job {uuid}: miner {} reports: {text}", attempt.miner);
-                self.out.push(Action::Error("miner report", what));
+                self.out.push(Action::Error("miner-report", what));
                 attempt.last_trouble = Some(text);
             }
             (M::UnauthorizedError(error), _) => {

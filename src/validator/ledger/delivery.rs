@@ -310,9 +310,9 @@ impl Delivery {
         Ticket { delivery: self.clone(), version: lock(&self.0.state).ledger.version() }
     }
 
-    /// Tells the error handler of an update that is not passed on, or not on disk.
-    pub(in crate::validator) fn trouble(&self, class: ErrorClass, what: &dyn fmt::Display) {
-        self.0.errors.report(class, "job update", what);
+    /// Tells the error handler of an update of a job that is not passed on, or not on disk.
+    pub(in crate::validator) fn trouble(&self, class: ErrorClass, uuid: &str, what: &dyn fmt::Display) {
+        self.0.errors.report_of(class, "job-update", uuid, &format_args!("job {uuid}: {what}"));
     }
 
     /// Notes which miner has a job.
@@ -334,7 +334,7 @@ impl Delivery {
         // The job's next update wakes the store thread.
         let admitted = lock(&self.0.state).ledger.admit(job, authorized, now());
         if let Err(full @ NotAdmitted::Full(_)) = &admitted {
-            self.0.errors.report(ErrorClass::Rejected, "signatures of jobs", full);
+            self.0.errors.report(ErrorClass::Rejected, "job-signatures", full);
         }
         admitted
     }
@@ -396,7 +396,7 @@ impl Delivery {
         if text.len() > MACHINE_SPECS_BYTES + ENVELOPE_BYTES {
             let what =
                 format!("machine specs of {} bytes, not at most {MACHINE_SPECS_BYTES}, are left out", text.len());
-            return self.0.errors.report(ErrorClass::Rejected, "machine specs", &what);
+            return self.0.errors.report(ErrorClass::Rejected, "machine-specs", &what);
         }
         self.send([specs_message(slot.finish(), text, now())]);
     }
@@ -445,7 +445,7 @@ impl Delivery {
         }
         self.send(next);
         for (class, what, reply) in unmatched {
-            self.0.errors.report(class, "facilitator answer", &format!("{what}: {reply}"));
+            self.0.errors.report(class, "facilitator-answer", &format!("{what}: {reply}"));
         }
         if refused.is_empty() {
             return;
@@ -454,7 +454,7 @@ impl Delivery {
         for (text, reason, dead) in refused {
             let class = if dead { ErrorClass::Rejected } else { ErrorClass::Retry };
             let what = format!("{reason}: {}", truncated(&text, SHOWN_BYTES));
-            self.0.errors.report(class, "status update", &what);
+            self.0.errors.report(class, "status-update", &what);
             if dead {
                 totals.dead.inc();
                 (self.0.on_dead)(GivenUp { text, reason });

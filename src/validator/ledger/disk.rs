@@ -50,14 +50,14 @@ pub fn open(
         if let Some(damage) = &recovered.damage {
             let (what, aside) = (&damage.what, damage.kept_aside.display());
             let what = format_args!("{what}; at least {} records are lost, the files are kept: {aside}", damage.lost);
-            board.errors.report(ErrorClass::Fatal, "state folder", &what);
+            board.errors.report(ErrorClass::Rejected, "state-folder", &what);
         }
         ledger.restore(
             recovered.records.iter().filter_map(|(number, bytes)| {
                 let record = JobRecord::decode(bytes);
                 if let Err(error) = &record {
                     let what = format_args!("row {number} is ignored: {error}");
-                    board.errors.report(ErrorClass::Rejected, "state folder", &what);
+                    board.errors.report(ErrorClass::Rejected, "state-folder", &what);
                 }
                 Some((*number, record.ok()?))
             }),
@@ -127,7 +127,7 @@ impl Disk {
             let Err(error) = written else { continue };
             let what = format!("{error}; updates leave without being on disk");
             let inner = &self.delivery.0;
-            inner.errors.report(ErrorClass::Retry, "state folder", &what);
+            inner.errors.report(ErrorClass::Retry, "state-folder", &what);
             let mut state = lock(&inner.state);
             state.broken = Some(error.to_string());
             let ready = state.ledger.unwritten(&batch);

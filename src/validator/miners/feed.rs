@@ -186,7 +186,7 @@ fn note(
             let mut state = lock(state);
             if by_signal || state.last_error.as_ref() != Some(&error) {
                 let what = format_args!("{why}the miners stay as they are: {}", OneLine(&error));
-                errors.report_of(ErrorClass::Reconnect, "list of miners", why, &what);
+                errors.report_of(ErrorClass::Reconnect, "miner-list", why, &what);
             }
             state.last_error = Some(error);
         }

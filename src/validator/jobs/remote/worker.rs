@@ -449,7 +449,7 @@ fn stub(job: RemoteJob<'_>, stage_time: Duration) {
 
 impl WorkerShared {
     fn trouble(&self, class: ErrorClass, uuid: &str, what: &dyn Display) {
-        self.errors.report(class, "job", &format_args!("job {uuid}: {what}"));
+        self.errors.report_of(class, "job", uuid, &format_args!("job {uuid}: {what}"));
     }
 
     /// What Redis knows of the job; with a good signature, that is claimed for the job. Blocks until Redis says so, or
