@@ -13,7 +13,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{Step, StopReport, Stopping};
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::ops::errors::ErrorClass;
-use phalanx::ops::health::{Health, PartState};
+use phalanx::ops::health::{Health, Part, PartState};
 use phalanx::ops::status::Board;
 use phalanx::redis::messaging::{InboxError, Messaging, RedisMessaging, RequestError, WhenFull};
 use phalanx::redis::{Channel, Message, RedisConfig, RedisError, Request, Subscriber, SubscriberHandle, Subscription};
@@ -35,8 +35,13 @@ fn exact(name: &str) -> Channel {
     Channel::Exact(name.to_owned())
 }
 
+/// The part of the subscriber of each test.
+fn part(health: &Health) -> Part {
+    health.parts(Instant::now()).into_iter().find(|part| part.name == "t-sub").unwrap()
+}
+
 fn part_state(health: &Health) -> PartState {
-    health.parts(Instant::now())[0].state
+    part(health).state
 }
 
 #[test]
@@ -133,7 +138,7 @@ fn a_subscription_that_stalls_is_down_within_its_limit_and_up_again_after() {
     let start = Instant::now();
     proxy.black_hole();
     let down = wait_for(&board.health, PartState::Down);
-    let why = board.health.parts(Instant::now())[0].why.clone().unwrap();
+    let why = part(&board.health).why.unwrap();
     assert!(why.contains("a proof of the subscriptions took longer than"), "{why}");
     proxy.heal();
     assert_eq!(notified.recv_timeout(LONG).unwrap(), 2);
@@ -168,8 +173,8 @@ fn a_channel_that_is_refused_is_named_and_the_others_work() {
     let (_news, messages) = listen(&handle, exact("news"));
     let (secret, _) = listen(&handle, exact("secret"));
     handle.prove(far()).unwrap();
-    let part = board.health.parts(Instant::now()).remove(0);
-    assert!(part.to_string().contains("not subscribed to Exact(\"secret\"): Redis says NOPERM"), "{part}");
+    let refused = part(&board.health);
+    assert!(refused.to_string().contains("not subscribed to Exact(\"secret\"): Redis says NOPERM"), "{refused}");
     server.cli::<i64>(&["PUBLISH", "news", "x"]);
     messages.recv_timeout(LONG).unwrap();
     drop(secret);

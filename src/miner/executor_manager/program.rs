@@ -154,7 +154,7 @@ impl Lines<'_> {
         if !self.line.is_empty() {
             let line = String::from_utf8_lossy(&self.line);
             let said = Said::read(&line);
-            let message = said.message.replacen(&format!("job {}: ", self.job), "", 1);
+            let message = said.message.replace(&format!("job {}: ", self.job), "");
             log::log!(said.level, "job {}: executor says: {message}", self.job);
             self.line.clear();
         }
