@@ -91,14 +91,16 @@ fn what_counts_is_the_message_then_the_task_then_the_settings() {
     let wait = |cx: &phalanx::celery::worker::TaskCx, _| cx.sleep(LONG).map(|()| Value::Null);
     let hard = |seconds: f64| TaskOptions { time_limit: Some(Duration::from_secs_f64(seconds)), ..Default::default() };
     let soft = TaskOptions { soft_time_limit: Some(SOON), ..Default::default() };
+    // One that is to succeed has time for it.
+    let own_time = TaskOptions { soft_time_limit: Some(Duration::from_secs(600)), ..hard(600.0) };
     let registry = registry
         .register_with("short", hard(0.1), wait)
         .register_with("long", hard(600.0), wait)
         .register_with("soft", soft.clone(), wait)
         .register("plain", wait)
-        .register_with("silent", TaskOptions { ignore_result: Some(true), ..soft.clone() }, |_, _| Ok(json!(1)))
+        .register_with("silent", TaskOptions { ignore_result: Some(true), ..soft }, |_, _| Ok(json!(1)))
         .with_options("gated", TaskOptions { track_started: Some(true), acks_late: Some(false), ..Default::default() })
-        .with_options("noop", TaskOptions { rate_limit: Some("1/h".to_owned()), ..soft })
+        .with_options("noop", TaskOptions { rate_limit: Some("1/h".to_owned()), ..own_time })
         .with_options("fail", TaskOptions { acks_on_failure: Some(false), ..Default::default() });
     let mut config = settings(server.config());
     config.app.task_time_limit = Some(Duration::from_millis(100));
@@ -131,7 +133,7 @@ fn what_counts_is_the_message_then_the_task_then_the_settings() {
     let request = json!({"method": "registered", "destination": [worker.hostname()], "args": asked});
     let shown = feed.ask("inspect", request)["answer"][worker.hostname()].clone();
     for line in [
-        "noop [rate_limit=1/h acks_late=True time_limit=0.1 soft_time_limit=0.05 max_retries=3]",
+        "noop [rate_limit=1/h acks_late=True time_limit=600 soft_time_limit=600 max_retries=3]",
         "gated [acks_late=False time_limit=0.1 max_retries=3]",
         "long [acks_late=True time_limit=600 max_retries=3]",
     ] {

@@ -16,6 +16,7 @@ mod celery_control;
 mod celery_messages;
 mod celery_monitoring;
 mod celery_options;
+mod celery_scripts;
 mod celery_settings;
 mod celery_together;
 mod celery_values;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::signature::{Kind, Signature, list_of, members, steps};
+use super::signature::{Kind, Signature, bytes_of, list_of, members, spend, steps};
 use crate::base::limits::{CELERY_CANVAS_BYTES, CELERY_CANVAS_TASKS, CELERY_MESSAGE_BYTES};
 use crate::celery::app_config::AppConfig;
 use crate::celery::envelope::Compression;
@@ -128,6 +128,8 @@ pub(in crate::celery) struct Expansion {
     pub messages: Vec<Outgoing>,
     /// Of all messages.
     bytes: usize,
+    /// What was copied from one signature into others.
+    copied: usize,
 }
 
 /// A message to send.
@@ -153,11 +155,25 @@ pub(in crate::celery) fn freeze(
     root: Option<&str>,
     fresh: &mut dyn FnMut() -> String,
 ) -> Result<Frozen, String> {
+    freeze_in(signature, id, place, root, fresh, &mut 0)
+}
+
+/// As [`freeze`]; counts what is copied from one signature into others.
+fn freeze_in(
+    signature: &mut Signature,
+    id: Option<&str>,
+    place: &Place,
+    root: Option<&str>,
+    fresh: &mut dyn FnMut() -> String,
+    copied: &mut usize,
+) -> Result<Frozen, String> {
     let place = if signature.kind == Kind::Task { place.clone() } else { place.or(&signature.options) };
     let own = signature.text("task_id").map(str::to_owned);
     let result = match &mut signature.kind {
         Kind::Task => {
             let id = own.or_else(|| id.map(str::to_owned)).unwrap_or_else(fresh);
+            // Before it has the body: the next of thousands would be one copy too many.
+            spend(copied, 1, place.chord.as_ref().map_or(0, bytes_of))?;
             let options = &mut signature.options;
             if let Some(group) = place.group {
                 options.entry("group_id").or_insert_with(|| group.into());
@@ -168,12 +184,12 @@ pub(in crate::celery) fn freeze(
             Frozen::One(id)
         }
         Kind::Chain(tasks) => {
-            let (mut all, mut last) = (steps(std::mem::take(tasks)), None);
+            let (mut all, mut last) = (steps(std::mem::take(tasks), copied)?, None);
             let count = all.len();
             for (at, step) in all.iter_mut().enumerate() {
                 last = Some(match at + 1 == count {
-                    true => freeze(step, id.or(own.as_deref()), &place, root, fresh)?,
-                    false => freeze(step, None, &Place::default(), root, fresh)?,
+                    true => freeze_in(step, id.or(own.as_deref()), &place, root, fresh, copied)?,
+                    false => freeze_in(step, None, &Place::default(), root, fresh, copied)?,
                 });
             }
             *tasks = all;
@@ -183,17 +199,17 @@ pub(in crate::celery) fn freeze(
             let gid = own.or_else(|| id.map(str::to_owned)).unwrap_or_else(&mut *fresh);
             *tasks = members(std::mem::take(tasks));
             let group = place.group.unwrap_or_else(|| gid.clone());
-            Frozen::Many(gid, frozen_members(tasks, &group, place.chord.as_ref(), root, fresh)?)
+            Frozen::Many(gid, frozen_members(tasks, &group, place.chord.as_ref(), root, fresh, copied)?)
         }
         Kind::Chord(header, body) => {
             let gid = own.unwrap_or_else(&mut *fresh);
             let body = body.as_mut().ok_or("a chord without a body")?;
-            let result = freeze(body, id, &place, root, fresh)?;
+            let result = freeze_in(body, id, &place, root, fresh, copied)?;
             *header = members(std::mem::take(header));
             // Each of them is given the body when it is sent; here it would be there once for each.
             let mut strip = |task: &mut Signature| drop(task.options.shift_remove("chord"));
             header.iter_mut().for_each(|task| task.each(&mut strip));
-            frozen_members(header, &gid, None, root, fresh)?;
+            frozen_members(header, &gid, None, root, fresh, copied)?;
             signature.options.insert("task_id".to_owned(), gid.into());
             return Ok(result);
         }
@@ -208,11 +224,12 @@ fn frozen_members(
     chord: Option<&Value>,
     root: Option<&str>,
     fresh: &mut dyn FnMut() -> String,
+    copied: &mut usize,
 ) -> Result<Vec<Frozen>, String> {
     let mut place = Place { group: Some(group.to_owned()), index: None, chord: chord.cloned() };
     let frozen = tasks.iter_mut().zip(0..).map(|(task, index)| {
         place.index = Some(index);
-        freeze(task, None, &place, root, fresh)
+        freeze_in(task, None, &place, root, fresh, copied)
     });
     frozen.collect()
 }
@@ -252,7 +269,10 @@ pub(in crate::celery) fn send(
                 last.link(&list_of(whole.get("link")));
             }
             let errbacks = list_of(whole.get("link_error"));
-            steps.iter_mut().for_each(|step| step.link_error(&errbacks));
+            for step in &mut steps {
+                step.spend_errbacks(&errbacks, &mut out.copied)?;
+                step.link_error(&errbacks);
+            }
             remove(&mut whole, &OF_THE_WHOLE);
             let mut steps = steps.into_iter();
             let first = steps.next().ok_or("a chain without tasks")?;
@@ -265,7 +285,8 @@ pub(in crate::celery) fn send(
                 // Something follows a group: then it is a chord's header.
                 let mut chord = Signature::chord(tasks, Signature::read(next)?);
                 chord.options = options;
-                freeze(&mut chord, None, &Place::default(), call.root.as_deref(), sending.fresh)?;
+                let root = call.root.as_deref();
+                freeze_in(&mut chord, None, &Place::default(), root, sending.fresh, &mut out.copied)?;
                 return send(chord, Call { chain: rest.to_vec(), ..call }, out, sending);
             }
             let gid = options.get("task_id").cloned();
@@ -291,7 +312,9 @@ pub(in crate::celery) fn send(
             let gid = options.get("task_id").and_then(Value::as_str).ok_or("a chord without an id")?.to_owned();
             let mut whole = over(options, &call.options);
             body.link(&list_of(whole.get("link")));
-            body.link_error_to_body(&list_of(whole.get("link_error")));
+            let errbacks = list_of(whole.get("link_error"));
+            body.spend_errbacks(&errbacks, &mut out.copied)?;
+            body.link_error_to_body(&errbacks);
             if body.kind == Kind::Task {
                 // A place that was given to the chord is the body's.
                 for key in ["chord", "group_id", "group_index"] {
@@ -312,7 +335,8 @@ pub(in crate::celery) fn send(
             }
             let mut header = header;
             let written = body.write();
-            let frozen = frozen_members(&mut header, &gid, Some(&written), call.root.as_deref(), sending.fresh)?;
+            let root = call.root.as_deref();
+            let frozen = frozen_members(&mut header, &gid, Some(&written), root, sending.fresh, &mut out.copied)?;
             out.sizes.push((gid.clone(), header.iter().map(Signature::parts).sum()));
             if frozen.iter().any(|result| matches!(result, Frozen::Many(..))) {
                 out.groups.push((gid.clone(), Frozen::Many(gid, frozen).write()));

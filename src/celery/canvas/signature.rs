@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use serde_json::{Map, Value, json};
 
-use crate::base::limits::{CELERY_CANVAS_LEVELS, CELERY_CANVAS_TASKS};
+use crate::base::limits::{CELERY_CANVAS_BYTES, CELERY_CANVAS_LEVELS, CELERY_CANVAS_TASKS};
 
 /// The name of the task that gives the results of a group on, in place of the group.
 pub(in crate::celery) const ACCUMULATE: &str = "celery.accumulate";
@@ -208,22 +208,71 @@ impl Signature {
         }
     }
 
+    /// How many signatures are in it, itself among them.
+    fn count(&self) -> usize {
+        let all = |tasks: &[Self]| tasks.iter().map(Self::count).sum::<usize>();
+        1 + match &self.kind {
+            Kind::Task => 0,
+            Kind::Chain(tasks) | Kind::Group(tasks) => all(tasks),
+            Kind::Chord(header, body) => all(header) + body.as_ref().map_or(0, |body| body.count()),
+        }
+    }
+
+    /// Counts what [`Signature::link_error`] copies at most.
+    ///
+    /// # Errors
+    /// In words, if it is too much.
+    pub(in crate::celery) fn spend_errbacks(&self, errbacks: &[Value], copied: &mut usize) -> Result<(), String> {
+        if errbacks.is_empty() {
+            return Ok(());
+        }
+        spend(copied, self.count(), errbacks.iter().map(bytes_of).sum())
+    }
+
+    /// Counts what [`Signature::stamp`] copies at most.
+    ///
+    /// # Errors
+    /// In words, if it is too much.
+    pub(in crate::celery) fn spend_stamps(
+        &self,
+        stamps: &Map<String, Value>,
+        copied: &mut usize,
+    ) -> Result<(), String> {
+        // A name is among the stamps and in the list of their names.
+        let bytes = stamps.iter().map(|(name, value)| 2 * name.len() + bytes_of(value)).sum();
+        spend(copied, self.count() + self.count_called(), bytes)
+    }
+
+    /// How many signatures its tasks call, and those call in turn.
+    fn count_called(&self) -> usize {
+        let of_list = |tasks: &[Self]| tasks.iter().map(Self::count_called).sum::<usize>();
+        let own = ["link", "link_error"].iter().filter_map(|option| self.options.get(*option));
+        own.map(signatures_in).sum::<usize>()
+            + match &self.kind {
+                Kind::Task => 0,
+                Kind::Chain(tasks) | Kind::Group(tasks) => of_list(tasks),
+                Kind::Chord(header, body) => of_list(header) + body.as_ref().map_or(0, |body| body.count_called()),
+            }
+    }
+
     /// Whether nothing is in it to be called.
     fn is_empty(&self) -> bool {
         matches!(&self.kind, Kind::Chain(tasks) | Kind::Group(tasks) if tasks.is_empty())
     }
 
     /// A group of one is that one.
-    fn unrolled(mut self) -> Self {
+    fn unrolled(mut self, copied: &mut usize) -> Result<Self, String> {
         while let Kind::Group(tasks) = &mut self.kind
             && tasks.len() == 1
             && let Some(mut only) = tasks.pop()
         {
             only.link(&list_of(self.options.get("link")));
-            only.link_error(&list_of(self.options.get("link_error")));
+            let errbacks = list_of(self.options.get("link_error"));
+            only.spend_errbacks(&errbacks, copied)?;
+            only.link_error(&errbacks);
             self = only;
         }
-        self
+        Ok(self)
     }
 }
 
@@ -242,9 +291,12 @@ pub(super) fn members(tasks: Vec<Signature>) -> Vec<Signature> {
 
 /// The steps of a chain as they are run: those of chains in it among them, and a group that something follows as the
 /// header of a chord.
-pub(super) fn steps(tasks: Vec<Signature>) -> Vec<Signature> {
+///
+/// # Errors
+/// In words, if too much is copied.
+pub(super) fn steps(tasks: Vec<Signature>, copied: &mut usize) -> Result<Vec<Signature>, String> {
     let mut flat = Vec::new();
-    flatten(tasks, &mut flat);
+    flatten(tasks, &mut flat, copied)?;
     let has_more = flat.iter().any(|step| !step.is_empty());
     let mut steps: VecDeque<Signature> = VecDeque::new();
     for step in flat.into_iter().rev() {
@@ -262,23 +314,55 @@ pub(super) fn steps(tasks: Vec<Signature>) -> Vec<Signature> {
             kind => steps.push_front(Signature { kind, ..step }),
         }
     }
-    steps.into()
+    Ok(steps.into())
 }
 
-fn flatten(tasks: Vec<Signature>, flat: &mut Vec<Signature>) {
+fn flatten(tasks: Vec<Signature>, flat: &mut Vec<Signature>, copied: &mut usize) -> Result<(), String> {
     for task in tasks {
-        let task = task.unrolled();
+        let task = task.unrolled(copied)?;
         match task.kind {
             Kind::Chain(mut inner) => {
                 if let Some(last) = inner.last_mut() {
                     last.link(&list_of(task.options.get("link")));
                 }
                 let errbacks = list_of(task.options.get("link_error"));
-                inner.iter_mut().for_each(|step| step.link_error(&errbacks));
-                flatten(inner, flat);
+                for step in &mut inner {
+                    step.spend_errbacks(&errbacks, copied)?;
+                    step.link_error(&errbacks);
+                }
+                flatten(inner, flat, copied)?;
             }
             kind => flat.push(Signature { kind, ..task }),
         }
+    }
+    Ok(())
+}
+
+/// Counts copies of so many bytes, before they are made.
+///
+/// # Errors
+/// In words, if all that was copied for a canvas is more than it may have.
+pub(super) fn spend(copied: &mut usize, copies: usize, bytes: usize) -> Result<(), String> {
+    *copied = copied.saturating_add(copies.saturating_mul(bytes));
+    if *copied > CELERY_CANVAS_BYTES { Err("it has too many bytes".to_owned()) } else { Ok(()) }
+}
+
+/// About how many bytes a value takes as it is written.
+pub(super) fn bytes_of(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => 2 + items.iter().map(|item| 1 + bytes_of(item)).sum::<usize>(),
+        Value::Object(map) => 2 + map.iter().map(|(key, value)| key.len() + 4 + bytes_of(value)).sum::<usize>(),
+    }
+}
+
+/// How many signatures are in a value.
+fn signatures_in(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => items.iter().map(signatures_in).sum(),
+        Value::Object(map) => usize::from(map.contains_key("task")) + map.values().map(signatures_in).sum::<usize>(),
+        _ => 0,
     }
 }
 

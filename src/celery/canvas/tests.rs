@@ -170,3 +170,56 @@ fn a_body_grows_neither_with_the_header_nor_with_the_levels() {
     let largest = sent.messages.iter().map(|message| message.embed.chord.to_string().len()).max().unwrap();
     assert!(largest < 4000, "{largest}");
 }
+
+#[test]
+fn what_would_be_copied_into_thousands_of_tasks_is_refused_before_it_is() {
+    let tried = |signature: &Signature| {
+        let mut n = 0;
+        let mut fresh = || {
+            n += 1;
+            format!("id-{n}")
+        };
+        let (app, mut out, mut signature) = (AppConfig::default(), Expansion::default(), signature.clone());
+        freeze(&mut signature, None, &Place::default(), None, &mut fresh)?;
+        let (zone, now) = (app.zone(), Moment::from_unix_micros(0));
+        let mut sending =
+            Sending { now, defaults: &(), app: &app, zone: &zone, origin: "me", tells: false, fresh: &mut fresh };
+        send(signature, Call::default(), &mut out, &mut sending).map(|()| out.messages.len())
+    };
+    let large = |name: &str, bytes: usize| {
+        let mut signature = Signature::task(name);
+        signature.args.push("x".repeat(bytes).into());
+        signature
+    };
+    // Of 1 MiB: with 10,000 tasks that would be 10 GiB.
+    let (few, many, mib) = (3, 10_000, 1 << 20);
+    let tasks = |count: usize| (0..count).map(|_| Signature::task("t")).collect::<Vec<_>>();
+    let too_large = Err("it has too many bytes".to_owned());
+
+    let chord = |count| Signature::chord(tasks(count), large("body", mib));
+    assert_eq!((tried(&chord(few)), tried(&chord(many))), (Ok(few), too_large.clone()));
+    // The parts of a group that is a chord's own part.
+    let inner = |count| {
+        Signature::chord(
+            vec![Signature::chain(vec![Signature::task("a"), Signature::group(tasks(count))])],
+            large("body", mib),
+        )
+    };
+    assert_eq!((tried(&inner(few)), tried(&inner(many))), (Ok(1), too_large.clone()));
+
+    let chain = |count| {
+        let mut chain = Signature::chain(tasks(count));
+        chain.options.insert("link_error".to_owned(), json!([large("oops", mib).write()]));
+        chain
+    };
+    assert_eq!((tried(&chain(few)), tried(&chain(many))), (Ok(1), too_large.clone()));
+    let nested = |count| Signature::chain(vec![Signature::task("a"), chain(count)]);
+    assert_eq!((tried(&nested(few)), tried(&nested(many))), (Ok(1), too_large.clone()));
+
+    let stamps = [("tenant".to_owned(), Value::from("x".repeat(mib)))].into_iter().collect();
+    let stamped = |count| Signature::group(tasks(count)).spend_stamps(&stamps, &mut 0);
+    assert_eq!((stamped(few), stamped(many)), (Ok(()), too_large.clone().map(drop)));
+    let mut calls = Signature::task("t");
+    calls.options.insert("link".to_owned(), tasks(many).iter().map(Signature::write).collect());
+    assert_eq!(calls.spend_stamps(&stamps, &mut 0), too_large.map(drop));
+}

@@ -46,9 +46,9 @@ impl Core {
     pub(super) fn call_off(self: &Arc<Self>, held: Vec<(String, Stage, Option<Arc<Run>>)>, terminate: bool) {
         for (tag, stage, run) in held {
             match (stage, run) {
-                (Stage::Scheduled | Stage::Waiting, _) => self.conclude(&tag, Outcome::Revoked("revoked")),
+                (Stage::Scheduled | Stage::Waiting, _) => self.conclude(&tag, None, Outcome::Revoked("revoked")),
                 (Stage::Running, Some(run)) if terminate => {
-                    self.conclude(&tag, Outcome::Revoked("terminated"));
+                    self.conclude(&tag, Some(&run), Outcome::Revoked("terminated"));
                     run.end(CancelCause::Revoked);
                 }
                 _ => {}

@@ -126,6 +126,7 @@ impl TaskCx {
     pub(super) fn called(&self, mut signature: Signature) -> Result<Frozen, TaskError> {
         let message = &self.run.message;
         if let Some(stamps) = message.stamps.as_object().filter(|stamps| !stamps.is_empty()) {
+            signature.spend_stamps(stamps, &mut 0).map_err(|why| TaskError::new("ValueError", why))?;
             signature.stamp(stamps);
         }
         let frozen = freeze(&mut signature, None, &Place::default(), Some(&message.root_id), &mut Core::fresh);

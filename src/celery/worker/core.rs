@@ -139,8 +139,8 @@ pub(super) struct Core {
     pub policies: Policies,
     /// For the delays of retries.
     pub rng: Mutex<Rng>,
-    /// Tasks whose handler still runs although their end was settled at their time limit, by their tags.
-    pub overdue: Mutex<BTreeMap<String, Overdue>>,
+    /// Tasks whose handler still runs although their end was settled at their time limit, by their runs.
+    pub overdue: Mutex<BTreeMap<usize, Overdue>>,
     pub held: Mutex<Held<Taken>>,
     pub revoked: Mutex<Revoked>,
     /// Stamps by which tasks were revoked.

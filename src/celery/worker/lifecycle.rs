@@ -10,7 +10,7 @@ use redis::Value;
 
 use super::builtin;
 use super::core::{Core, TAKE_PART, Taken};
-use super::held::Stage;
+use super::held::{Held, Stage};
 use super::outcome::{self, Op, Outcome, Returned, complete, extend};
 use super::restore;
 use super::run::Run;
@@ -52,6 +52,12 @@ pub(super) struct Rest {
     pub ops: Vec<Op>,
     /// Chords that have ended and whose body was called with this; where results are elsewhere, it is noted there then.
     pub ended: Vec<Op>,
+}
+
+/// Whether a message is held for this run, and not once more for another; any is held for none.
+fn is_held_for(held: &Held<Taken>, tag: &str, run: Option<&Arc<Run>>) -> bool {
+    let own = || held.get(tag).and_then(|entry| entry.item.run.as_ref());
+    run.is_none_or(|run| own().is_some_and(|own| Arc::ptr_eq(own, run)))
 }
 
 impl Core {
@@ -129,15 +135,16 @@ impl Core {
     /// What these operations are in Redis. No message is held under an empty tag: then only what belongs to the results
     /// is done.
     fn settlement(&self, tag: &str, ops: &[Op]) -> Request {
-        self.settlement_for(&self.keys.held, tag, ops)
+        self.settlement_for(&self.keys.held, None, tag, ops)
     }
 
-    /// The same for a message that is held under another key.
-    pub(super) fn settlement_for(&self, held: &str, tag: &str, ops: &[Op]) -> Request {
+    /// The same for a message that is held under another key; only if there is no key `alive`, when that is given.
+    pub(super) fn settlement_for(&self, held: &str, alive: Option<&str>, tag: &str, ops: &[Op]) -> Request {
         let mut args = vec![Cow::Borrowed(tag), CELERY_MESSAGE_BYTES.to_string().into()];
         ops.iter().for_each(|op| self.write_op(tag, op, &mut args));
-        let keys = [held, &self.keys.unacked, &self.keys.unacked_index];
-        Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..])
+        let mut keys = vec![held, &self.keys.unacked, &self.keys.unacked_index];
+        keys.extend(alive);
+        Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys[..], &args[..])
     }
 
     fn write_op<'a>(&self, tag: &str, op: &'a Op, args: &mut Vec<Cow<'a, str>>) {
@@ -196,11 +203,11 @@ impl Core {
         };
         log::debug!("task {}[{}] received", message.task, message.id);
         if message.expires.is_some_and(|expires| expires < now) {
-            self.conclude(tag, Outcome::Revoked("expired"));
+            self.conclude(tag, None, Outcome::Revoked("expired"));
         } else if self.is_revoked(&message) {
-            self.conclude(tag, Outcome::Revoked("revoked"));
+            self.conclude(tag, None, Outcome::Revoked("revoked"));
         } else if !self.policies.has(&message.task) && !builtin::is_known(&message.task) {
-            self.conclude(tag, Outcome::Unknown);
+            self.conclude(tag, None, Outcome::Unknown);
         } else {
             self.tell(&message.task, || Event::received(&message));
             match message.eta.filter(|eta| *eta > now) {
@@ -238,7 +245,7 @@ impl Core {
         match message.eta.filter(|eta| *eta > now) {
             Some(eta) => self.schedule(tag, eta, now),
             None if message.expires.is_some_and(|expires| expires < now) => {
-                self.conclude(tag, Outcome::Revoked("expired"));
+                self.conclude(tag, None, Outcome::Revoked("expired"));
             }
             None => self.queue_run(tag, &message),
         }
@@ -258,7 +265,7 @@ impl Core {
         let run = Run::new(tag, message.clone(), limits);
         if !self.queue.push(run) {
             // The worker stops.
-            self.give_back(tag, true);
+            self.give_back(tag, None, true);
         }
     }
 
@@ -306,17 +313,12 @@ impl Core {
         self.board.errors.report_of(ErrorClass::Rejected, "task", id, &format_args!("task {name}[{id}] {what}"));
     }
 
-    /// Whether the message of this run is held for it, and not once more for another.
-    pub(super) fn is_held_for(&self, run: &Arc<Run>) -> bool {
-        let held = lock(&self.held);
-        held.get(&run.tag).and_then(|entry| entry.item.run.as_ref()).is_some_and(|own| Arc::ptr_eq(own, run))
-    }
-
-    /// Settles a message with this outcome, unless somebody has settled it before.
-    pub(super) fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
+    /// Settles a message with this outcome, unless somebody has settled it before; with a run, only if it is held for
+    /// that one.
+    pub(super) fn conclude(self: &Arc<Self>, tag: &str, run: Option<&Arc<Run>>, outcome: Outcome) {
         let (message, list, raw, runtime) = {
             let mut held = lock(&self.held);
-            if held.conclude(tag).is_none() {
+            if !is_held_for(&held, tag, run) || held.conclude(tag).is_none() {
                 return;
             }
             let Some(entry) = held.get_mut(tag) else { return };
@@ -363,7 +365,7 @@ impl Core {
             "RETRY" => log::info!("task {}[{}] will be retried: {}", message.task, message.id, settlement.why),
             state => log::info!("task {}[{}]: {state}", message.task, message.id),
         }
-        let sent = self.events_of_sent(&settlement.ops);
+        let sent = self.events_of_sent(settlement.ops.iter());
         // Behind the result, which whoever sees the event may look for; but before the next attempt is received.
         let is_before = settlement.state == ResultState::Retry;
         let (before, behind) = if is_before { (event, None) } else { (None, event) };
@@ -428,7 +430,8 @@ impl Core {
     pub(super) fn continued(&self, done: &[Op], returned: Vec<(usize, Returned)>) -> Vec<Op> {
         let (ops, told) = self.setting(("", ""), b"", |setting| outcome::chord::continued(done, returned, setting));
         told.iter().for_each(|told| self.board.errors.report(ErrorClass::Rejected, SETTLE_PART, told));
-        self.events_of_sent(&ops).into_iter().for_each(|event| self.events.put(event));
+        let added = outcome::chord::added(done, &ops);
+        self.events_of_sent(added).into_iter().for_each(|event| self.events.put(event));
         ops
     }
 
@@ -462,7 +465,7 @@ impl Core {
 
     /// Acknowledges a message before its task begins, or notes that it begins, if that is how it is set. Blocks until
     /// Redis has it. False if the task is not to begin: then it was given back, or is somebody else's.
-    pub(super) fn tell_of_begin(self: &Arc<Self>, run: &Run) -> bool {
+    pub(super) fn tell_of_begin(self: &Arc<Self>, run: &Arc<Run>) -> bool {
         let (policy, keys) = (self.policies.of(&run.message.task), &self.keys);
         let request = Request::new(Repeat::Idempotent, self.patience());
         let request = match (policy.acks_late(), policy.fails_if_lost()) {
@@ -484,21 +487,27 @@ impl Core {
             }
             Err(error) => self.board.errors.report(error.class(), "cel-ack", error),
         }
-        self.give_back(&run.tag, true);
+        self.give_back(&run.tag, Some(run), true);
         false
     }
 
     /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was
-    /// rejected. The task of one that is acknowledged already has failed. False if it was settled already.
-    pub(super) fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
-        let run = lock(&self.held).get(tag).and_then(|entry| entry.item.run.clone());
-        if run.is_some_and(|run| run.acknowledged.load(Ordering::SeqCst)) {
-            let why = "it did not end, and is not run again: it was acknowledged before it began";
-            self.conclude(tag, Outcome::Failure(Exception::new("billiard.exceptions", "WorkerLostError", why), None));
-            return false;
-        }
+    /// rejected. The task of one that is acknowledged already has failed. False if it was settled already, or is not
+    /// held for the run that is given.
+    pub(super) fn give_back(self: &Arc<Self>, tag: &str, run: Option<&Arc<Run>>, front: bool) -> bool {
         let raw = {
             let mut held = lock(&self.held);
+            if !is_held_for(&held, tag, run) {
+                return false;
+            }
+            let own = held.get(tag).and_then(|entry| entry.item.run.clone());
+            if let Some(own) = own.filter(|own| own.acknowledged.load(Ordering::SeqCst)) {
+                drop(held);
+                let why = "it did not end, and is not run again: it was acknowledged before it began";
+                let exception = Exception::new("billiard.exceptions", "WorkerLostError", why);
+                self.conclude(tag, Some(&own), Outcome::Failure(exception, None));
+                return false;
+            }
             if held.conclude(tag).is_none() {
                 return false;
             }

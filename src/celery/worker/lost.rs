@@ -15,7 +15,7 @@ use crate::celery::event::Event;
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::Exception;
 use crate::ops::errors::ErrorClass;
-use crate::redis::RedisError;
+use crate::redis::{RedisError, Repeat, Request};
 
 const PART: &str = "cel-live";
 
@@ -38,9 +38,13 @@ pub(super) fn fail(core: &Arc<Core>, worker: &str, (tag, list): (&str, &str), ba
     let exception = Exception::new("billiard.exceptions", "WorkerLostError", why);
     let outcome = Outcome::Failure(exception.clone(), None);
     let settlement = core.setting((list, &message.task), raw, |setting| outcome::settle(&message, outcome, setting));
-    let held = Keys::of(worker, &core.names).held;
-    let lost = Lost { tag: tag.to_owned(), worker: worker.to_owned(), held, message, exception };
-    lost.begin(core, settlement.ops, Vec::new());
+    let Keys { alive, held, .. } = Keys::of(worker, &core.names);
+    let lost = Lost { tag: tag.to_owned(), worker: worker.to_owned(), alive, held, message, exception };
+    if core.results.is_none() {
+        lost.begin(core, settlement.ops, Vec::new());
+    } else {
+        lost.ask(core, settlement.ops);
+    }
 }
 
 /// What is not done now is done at the next look.
@@ -51,12 +55,31 @@ fn report(core: &Core, error: &RedisError) {
 struct Lost {
     tag: String,
     worker: String,
+    /// Is there while the worker lives after all: then nothing is settled.
+    alive: String,
     held: String,
     message: TaskMessage,
     exception: Exception,
 }
 
 impl Lost {
+    /// Where results are elsewhere, nothing is stored of the task of a worker that has come back.
+    fn ask(self, core: &Arc<Core>, ops: Vec<Op>) {
+        let ask = Request::new(Repeat::Idempotent, core.patience()).command(redis::cmd("EXISTS").arg(&self.alive));
+        let weak = Arc::downgrade(core);
+        let sent = core.commands.submit(ask, move |answer| {
+            let Some(core) = weak.upgrade() else { return };
+            match answer.as_deref() {
+                Ok([Value::Int(0)]) => self.begin(&core, ops, Vec::new()),
+                Ok(_) => {}
+                Err(error) => report(&core, error),
+            }
+        });
+        if let Err(error) = sent {
+            report(core, &error);
+        }
+    }
+
     /// Where results are elsewhere, they are stored first. `ended` are chords whose body will have been called.
     fn begin(self, core: &Arc<Core>, ops: Vec<Op>, ended: Vec<Op>) {
         let (results, mut rest) = core.split(ops);
@@ -66,7 +89,7 @@ impl Lost {
             return;
         }
         let weak = Arc::downgrade(core);
-        let sent = core.stored().submit(core.settlement_for("", "", &results), move |answer| {
+        let sent = core.stored().submit(core.settlement_for("", None, "", &results), move |answer| {
             let Some(core) = weak.upgrade() else { return };
             match answer {
                 Ok(mut replies) if matches!(replies.first(), Some(Value::Array(_))) => {
@@ -83,7 +106,7 @@ impl Lost {
     }
 
     fn settle(self, core: &Arc<Core>, rest: Rest) {
-        let request = core.settlement_for(&self.held, &self.tag, &rest.ops);
+        let request = core.settlement_for(&self.held, Some(&self.alive), &self.tag, &rest.ops);
         let weak = Arc::downgrade(core);
         let sent = core.commands.submit(request, move |answer| {
             let Some(core) = weak.upgrade() else { return };
@@ -102,7 +125,7 @@ impl Lost {
                     core.totals.ended("FAILURE");
                     core.tell(task, || Event::failed(id, &self.exception, None));
                 }
-                // Another worker was faster.
+                // Another worker was faster, or this one has come back.
                 Ok(_) => {}
                 Err(error) => report(&core, &error),
             }

@@ -354,7 +354,7 @@ fn give_back(core: &Arc<Core>, which: impl Fn(Stage) -> bool) {
         held.iter().filter(|(_, entry)| which(entry.stage)).map(|(tag, _)| tag.clone()).collect()
     };
     for tag in tags {
-        core.give_back(&tag, true);
+        core.give_back(&tag, None, true);
     }
 }
 

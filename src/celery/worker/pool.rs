@@ -127,7 +127,7 @@ fn next(runs: &Receiver<Arc<Run>>, leave: &Receiver<()>) -> Option<Arc<Run>> {
 fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
     let message = &run.message;
     if message.expires.is_some_and(|expires| expires < Core::now()) {
-        core.conclude(&run.tag, Outcome::Revoked("expired"));
+        core.conclude(&run.tag, None, Outcome::Revoked("expired"));
         return;
     }
     // A stop that finds a task running finds it counted as well.
@@ -165,7 +165,7 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
         Ok(Ok(value)) => Some(run.succeeded(value)),
         Ok(Err(TaskError::Cancelled)) => run.cancelled(),
         Ok(Err(TaskError::Reject { requeue: true })) => {
-            if core.is_held_for(run) && core.give_back(&run.tag, false) {
+            if core.give_back(&run.tag, Some(run), false) {
                 core.tell(&message.task, || Event::rejected(&message.id, true));
             }
             return;
@@ -180,12 +180,11 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
     let below = |n| lock(&core.rng).below(n);
     let outcome = outcome.map(|outcome| outcome::retried(outcome, policy, message.retries, below));
     log::debug!("task {}[{}] ended after {:.3?}", message.task, message.id, begun.elapsed());
+    // If it went back at its time limit it may have come again, under the same tag: that is not this run's to end.
     match outcome {
-        // It went back at its time limit and may have come again, under the same tag: that is not this run's to end.
-        _ if !core.is_held_for(run) => {}
-        Some(outcome) => core.conclude(&run.tag, outcome),
+        Some(outcome) => core.conclude(&run.tag, Some(run), outcome),
         None => {
-            core.give_back(&run.tag, true);
+            core.give_back(&run.tag, Some(run), true);
         }
     }
 }
@@ -214,9 +213,9 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
                 core.task_trouble(&run.message, &format_args!("is over its time limit of {limit} s"));
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
                 if core.policies.of(&run.message.task).returns_late() {
-                    core.give_back(&run.tag, false);
+                    core.give_back(&run.tag, Some(&run), false);
                 } else {
-                    core.conclude(&run.tag, Outcome::Failure(exception, None));
+                    core.conclude(&run.tag, Some(&run), Outcome::Failure(exception, None));
                 }
                 note_overdue(core, &run);
                 run.end(CancelCause::HardLimit);
@@ -226,12 +225,17 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
     alarms
 }
 
+/// What tells a run from all others while it is there; another one may have its tag.
+fn place_of(run: &Arc<Run>) -> usize {
+    Arc::as_ptr(run).addr()
+}
+
 /// The end of a task is settled, and its handler is still to notice it.
-fn note_overdue(core: &Core, run: &Run) {
+fn note_overdue(core: &Core, run: &Arc<Run>) {
     let mut overdue = lock(&core.overdue);
     if !run.returned.load(Ordering::SeqCst) {
         let (id, name) = (run.message.id.clone(), run.message.task.clone());
-        overdue.insert(run.tag.clone(), Overdue { id, name, since: Instant::now() });
+        overdue.insert(place_of(run), Overdue { id, name, since: Instant::now() });
     }
 }
 
@@ -243,7 +247,7 @@ impl Drop for Busy {
         let overdue = {
             let mut overdue = lock(&self.0.overdue);
             self.1.returned.store(true, Ordering::SeqCst);
-            overdue.remove(&self.1.tag)
+            overdue.remove(&place_of(&self.1))
         };
         if let Some(Overdue { id, name, since }) = overdue {
             let what = format_args!("task {name}[{id}] went on for {:.1?} after its time limit", since.elapsed());

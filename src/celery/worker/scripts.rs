@@ -69,14 +69,15 @@ return taken
 
 /// Ends a message: stores what came of it, sends what follows from it, and acknowledges it.
 ///
-/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, bytes of all parts of a chord that are given back, then
-/// operations of four each. `result`, key, value, seconds (0: for ever) stores and publishes unless a success is there;
-/// `weak-result` unless an end is there, for where the message is in another Redis; `own-result` only if the message is
-/// still ours. All others only if it is still ours, or in another Redis: `push`, list, message, how many the list keeps
-/// (0: all); `size`, key of a group, parts of its chord, seconds; `group`, key, how its results are nested, seconds;
-/// `part`, key of a group, what is recorded, seconds, followed by what tells it from the others, its place, `ordered`
-/// or not, and the token under which its chord's end is dealt with; `claimed`, key of a group, token, `done` or
-/// `failed`, up to `end`: what follows from the end of a chord, if that is still ours to deal with.
+/// `KEYS`: held, unacked, unacked_index; for a message of another worker's also its `alive`: while that is there,
+/// nothing is done and the answer is 0. `ARGV`: tag, bytes of all parts of a chord that are given back, then
+/// operations of four each. `result`, key, value, seconds (0: for ever) stores and publishes unless a success is
+/// there; `weak-result` unless an end is there, for where the message is in another Redis; `own-result` only if the
+/// message is still ours. All others only if it is still ours, or in another Redis: `push`, list, message, how many
+/// the list keeps (0: all); `size`, key of a group, parts of its chord, seconds; `group`, key, how its results are
+/// nested, seconds; `part`, key of a group, what is recorded, seconds, followed by what tells it from the others, its
+/// place, `ordered` or not, and the token under which its chord's end is dealt with; `claimed`, key of a group, token,
+/// `done` or `failed`, up to `end`: what follows from the end of a chord, if that is still ours to deal with.
 ///
 /// Results come first, then parts. When one of these is the last of its chord, nothing behind the parts is done and the
 /// message stays: the answer is a list of `{number of the part, from 0, what was recorded of all, or a text if that is
@@ -85,7 +86,8 @@ return taken
 /// It may be repeated: what is ours once is not ours again, and a part is recorded once.
 pub(super) static SETTLE: Script = Script::new(concat!(
     may!(),
-    r#"local tag, most = ARGV[1], tonumber(ARGV[2])
+    r#"if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 1 then return 0 end
+local tag, most = ARGV[1], tonumber(ARGV[2])
 local ours = redis.call('HEXISTS', KEYS[1], tag)
 local here = ours == 1 or tag == ''
 -- All write the status first; what is within the result does not count.
@@ -97,9 +99,12 @@ local function ask()
   local at = 3
   while at <= #ARGV do
     local what, key = ARGV[at], ARGV[at + 1]
+    local set = (tonumber(ARGV[at + 3]) or 0) > 0 and 'SETEX' or 'SET'
     if what == 'push' then
-      may('LPUSH', key)
-      may('LTRIM', key)
+      if ours == 1 then
+        may('LPUSH', key)
+        may('LTRIM', key)
+      end
     elseif what == 'part' then
       may(ARGV[at + 6] == 'ordered' and 'ZADD' or 'RPUSH', key .. '.j')
       may('SADD', key .. '.d')
@@ -107,23 +112,25 @@ local function ask()
       may('SET', key .. '.c')
       at = at + 4
     elseif what == 'size' then
-      may('SETEX', key .. '.s')
+      may(set, key .. '.s')
       may('DEL', key .. '.c')
     elseif what == 'claimed' then
       may('DEL', key .. '.s')
       may('SET', key .. '.c')
     elseif what ~= 'end' then
-      may('SETEX', key)
-      may('PUBLISH', key)
+      may(set, key)
+      if what ~= 'group' then may('PUBLISH', key) end
     end
     at = at + 4
   end
-  may('HDEL', KEYS[1])
-  may('HDEL', KEYS[2])
-  may('ZREM', KEYS[3])
+  if ours == 1 then
+    may('HDEL', KEYS[1])
+    may('HDEL', KEYS[2])
+    may('ZREM', KEYS[3])
+  end
 end
 local first = ARGV[3]
-if ours == 1 and first and (#ARGV > 6 or (first ~= 'result' and first ~= 'own-result')) then ask() end
+if here and first and (#ARGV > 6 or (first ~= 'result' and first ~= 'own-result')) then ask() end
 local function keep(key, value, seconds)
   if seconds > 0 then redis.call('SETEX', key, seconds, value) else redis.call('SET', key, value) end
 end
@@ -137,15 +144,23 @@ local function record(key, entry, seconds, member, place, ordered, token)
     redis.call('SADD', d, member)
   end
   if seconds > 0 then
-    for _, of in ipairs({j, t, s, d, key}) do redis.call('EXPIRE', of, seconds) end
+    for _, of in ipairs({j, t, s, key}) do redis.call('EXPIRE', of, seconds) end
   end
+  -- Celery does not know it, and so does not remove it.
+  redis.call('EXPIRE', d, seconds > 0 and seconds or 86400)
   local size = redis.call('GET', s)
   local count = redis.call(ordered and 'ZCARD' or 'LLEN', j)
   if not size or count ~= tonumber(size) + tonumber(redis.call('GET', t) or 0) then return end
   if claim ~= token and not redis.call('SET', c, token, 'NX', 'EX', 10) then return end
-  local all, bytes = redis.call(ordered and 'ZRANGE' or 'LRANGE', j, 0, -1), 0
-  for _, one in ipairs(all) do bytes = bytes + #one end
-  return bytes > most and 'too large' or all, redis.call('GET', key)
+  local all, bytes, read = {}, 0, ordered and 'ZRANGE' or 'LRANGE'
+  for from = 0, count - 1, 100 do
+    for _, one in ipairs(redis.call(read, j, from, from + 99)) do
+      bytes = bytes + #one
+      all[#all + 1] = one
+    end
+    if bytes > most then return 'too large', redis.call('GET', key) end
+  end
+  return all, redis.call('GET', key)
 end
 local function claimed(key, token, how)
   local claim = redis.call('GET', key .. '.c')
@@ -390,14 +405,16 @@ return 1
 /// to settle, but nobody puts it back.
 ///
 /// `KEYS`: held, unacked, unacked_index. `ARGV`: tag. Answers 1 if it was ours.
-pub(super) static ACKNOWLEDGE: Script = Script::new(
-    r#"
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+pub(super) static ACKNOWLEDGE: Script = Script::new(concat!(
+    may!(),
+    r#"if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+may('HDEL', KEYS[2])
+may('ZREM', KEYS[3])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 return 1
 "#,
-);
+));
 
 /// Stands before the list in a worker's record of a message whose task has begun and is not to be begun again.
 pub(super) const BEGUN: char = '\u{1}';

@@ -63,18 +63,16 @@ impl Core {
     }
 
     /// What is told of the tasks that are sent with these operations, if the application wants it.
-    pub(super) fn events_of_sent(&self, ops: &[Op]) -> Vec<Event> {
+    pub(super) fn events_of_sent<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Vec<Event> {
         if !self.config.app.task_send_sent_event {
             return Vec::new();
         }
-        let sent = |op: &Op| {
-            // A list that keeps a number of its entries is no queue.
-            let Op::Push(_, text, 0) = op else { return None };
+        let sent = |text: &str| {
             let message = Envelope::read(text.as_bytes()).and_then(|sent| TaskMessage::read_in(&sent, &self.zone));
             // It was written here a moment ago.
             Some(Event::sent(&message.ok()?))
         };
-        ops.iter().filter_map(sent).collect()
+        ops.flat_map(Op::messages).filter_map(sent).collect()
     }
 
     /// Tells of the worker: `worker-online`, `worker-heartbeat` or `worker-offline`.

@@ -50,10 +50,13 @@ return 1",
 ));
 
 /// KEYS: the stream. ARGV: group, ids. A stream is a queue here, so what is done leaves it.
-static ACKNOWLEDGE: Script = Script::new(
-    "redis.call('XACK', KEYS[1], unpack(ARGV))
+static ACKNOWLEDGE: Script = Script::new(concat!(
+    may!(),
+    "may('XACK', KEYS[1])
+may('XDEL', KEYS[1])
+redis.call('XACK', KEYS[1], unpack(ARGV))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))",
-);
+));
 
 /// How often in turn a message has to be unreadable alone before it is dropped: if its reply is too large, and if it
 /// does not come in time, which has other causes too.

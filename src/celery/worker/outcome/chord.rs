@@ -30,6 +30,13 @@ pub(in crate::celery::worker) fn continued(
     (ops, told)
 }
 
+/// Those of the operations that [`continued`] has added behind those that were to be done before.
+pub(in crate::celery::worker) fn added<'a>(done: &[Op], ops: &'a [Op]) -> impl Iterator<Item = &'a Op> {
+    // All that follows from a chord is in its claim, and the older claims stay before the newer ones.
+    let is_claim = |op: &&Op| matches!(op, Op::Claimed(_));
+    ops.iter().filter(is_claim).skip(done.iter().filter(is_claim).count())
+}
+
 /// What follows when this part was the last one: the chord's body, or its failure.
 pub(super) fn completed(part: &Part, returned: Returned, setting: &mut Setting<'_>) -> Settlement {
     let mut done =

@@ -232,10 +232,19 @@ fn success(message: &TaskMessage, value: Value, calls: Vec<Canvas>, setting: &mu
     let callbacks = list_of(Some(&message.embed.callbacks)).into_iter().map(|callback| (callback, of(result, &[])));
     let chain = message.embed.chain.as_array().and_then(|chain| chain.split_last());
     let next = chain.map(|(next, rest)| (next.clone(), of(result, rest)));
-    for (signature, call) in called.chain(callbacks).chain(next).collect::<Vec<_>>() {
+    let beside = called.chain(callbacks).map(|call| (call, false));
+    for ((signature, call), is_next) in beside.chain(next.map(|next| (next, true))).collect::<Vec<_>>() {
         match follow(&signature, call, setting, &mut ops) {
             Ok(frozen) => children.push(frozen.write()),
-            Err(why) => complain("callback", &signature, &why, message, setting, done),
+            Err(why) => {
+                complain("callback", &signature, &why, message, setting, done);
+                if is_next {
+                    // Its end is what the producer and a chord wait for.
+                    let exception = exception("ValueError", format!("the next task of its chain is not sent: {why}"));
+                    let is_wanted = message.ignore_result != Some(true);
+                    fail_chain(&message.embed.chain, &exception, None, is_wanted, setting, done);
+                }
+            }
         }
     }
     let mut meta = Meta::success(&message.id, value, setting.now);
@@ -271,10 +280,13 @@ fn replace(
         Kind::Task | Kind::Chord(..) => {}
     }
     signature.link(&list_of(Some(&message.embed.callbacks)));
-    signature.link_error(&list_of(Some(&message.embed.errbacks)));
+    let (errbacks, mut copied) = (list_of(Some(&message.embed.errbacks)), 0);
+    signature.spend_errbacks(&errbacks, &mut copied)?;
+    signature.link_error(&errbacks);
     let nesting = message.replaced_task_nesting.saturating_add(1);
     signature.each(&mut |one| drop(one.options.insert("replaced_task_nesting".to_owned(), nesting.into())));
     if let Some(stamps) = message.stamps.as_object().filter(|stamps| !stamps.is_empty()) {
+        signature.spend_stamps(stamps, &mut copied)?;
         signature.stamp(stamps);
     }
     let place = Place {
@@ -381,10 +393,20 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>
         return meta;
     }
     complete(message, &mut meta);
+    let mut text = String::new();
     if setting.app.result_extended {
+        let plain = meta.other.clone();
         extend(message, &mut meta, setting.origin);
+        text = meta.write();
+        if text.len() > CELERY_RESULT_BYTES {
+            // The result itself goes first.
+            (meta.other, text) = (plain, String::new());
+            done.complaints.push("its arguments are too large to be stored with its result".to_owned());
+        }
     }
-    let mut text = meta.write();
+    if text.is_empty() {
+        text = meta.write();
+    }
     if text.len() > CELERY_RESULT_BYTES {
         let why = format!("the result has {} bytes, more than {CELERY_RESULT_BYTES}", text.len());
         let exception = exception("OverflowError", why.clone());

@@ -36,6 +36,16 @@ impl Op {
         }
     }
 
+    /// The messages that are sent with it.
+    pub(in crate::celery::worker) fn messages(&self) -> impl Iterator<Item = &str> {
+        let ops = match self {
+            Self::Claimed(claim) => claim.ops.iter(),
+            one => std::slice::from_ref(one).iter(),
+        };
+        // A list that keeps a number of its entries is no queue.
+        ops.filter_map(|op| if let Self::Push(_, text, 0) = op { Some(text.as_str()) } else { None })
+    }
+
     /// Whether it is done where the results are.
     pub(in crate::celery::worker) fn is_result(&self) -> bool {
         !matches!(self, Self::Push(..))

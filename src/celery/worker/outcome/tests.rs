@@ -3,29 +3,31 @@ use super::*;
 use crate::celery::options::TaskOptions;
 use crate::celery::worker::policy::Policies;
 
-fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
+fn in_setting<T>(app: &AppConfig, then: impl FnOnce(&mut Setting<'_>) -> T) -> T {
     let mut n = 0;
     let mut fresh = || {
         n += 1;
         format!("fresh-{n}")
     };
     let now = "2026-11-21T12:00:00+00:00".parse().unwrap();
-    let app = AppConfig::default();
-    let policies = Policies::new(std::iter::empty(), &app).unwrap();
+    let policies = Policies::new(std::iter::empty(), app).unwrap();
     let (names, zone) = (app.keyspace(), app.zone());
-    let mut setting = Setting {
+    then(&mut Setting {
         now,
         list: "src",
         raw: b"raw",
         policy: policies.of("t"),
         policies: &policies,
-        app: &app,
+        app,
         names: &names,
         zone: &zone,
         origin: "me",
         fresh: &mut fresh,
-    };
-    settle(message, outcome, &mut setting)
+    })
+}
+
+fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
+    in_setting(&AppConfig::default(), |setting| settle(message, outcome, setting))
 }
 
 fn results(settlement: &Settlement) -> Vec<(String, Meta)> {
@@ -171,24 +173,10 @@ fn a_part_of_a_chord_is_recorded_as_celery_does_however_it_ends() {
 /// What follows when `of_chord` was the last part and these are recorded.
 fn completed_with(entries: &[Value], saved: Option<Value>) -> Settlement {
     let done = settled(&of_chord(), Outcome::Success(json!(1)));
-    let app = AppConfig::default();
-    let policies = Policies::new(std::iter::empty(), &app).unwrap();
-    let (names, zone) = (app.keyspace(), app.zone());
-    let mut setting = Setting {
-        now: "2026-11-21T12:00:00+00:00".parse().unwrap(),
-        list: "",
-        raw: b"",
-        policy: policies.of("t"),
-        policies: &policies,
-        app: &app,
-        names: &names,
-        zone: &zone,
-        origin: "me",
-        fresh: &mut || "fresh".to_owned(),
-    };
     let entries = Some(entries.iter().map(|entry| entry.to_string().into_bytes()).collect());
     let returned = Returned { entries, saved: saved.map(|saved| saved.to_string().into_bytes()) };
-    let mut done = completed(&parts(&done)[0], returned, &mut setting);
+    let part = &parts(&done)[0];
+    let mut done = in_setting(&AppConfig::default(), |setting| completed(part, returned, setting));
     let Some(Op::Claimed(claim)) = done.ops.pop() else { panic!("{done:?}") };
     assert_eq!((claim.key.as_str(), claim.token.as_str()), ("celery-taskset-meta-g", "phalanx:id:1"));
     done.state = if claim.failed { ResultState::Failure } else { ResultState::Success };
@@ -361,4 +349,70 @@ fn failures_that_are_named_are_tried_again() {
     let of = |error: TaskError| of_error(error, &TaskMessage::new("id", "t"), policy, "me").unwrap();
     assert_eq!(of(TaskError::again("OSError", "x")), retry(7, 5));
     assert_eq!(of(TaskError::retry(Duration::from_secs(1), "OSError", "x").at_most(Some(9))), retry(1, 9));
+}
+
+#[test]
+fn a_chain_whose_next_task_cannot_be_sent_has_failed_behind_the_one_that_succeeded() {
+    let mut message = TaskMessage::new("id", "t");
+    let body = signature("body", json!({"options": {"task_id": "body"}}));
+    let last = json!({"options": {"task_id": "last-id", "group_id": "g", "group_index": 0, "chord": body}});
+    let next = signature("next", json!({"options": {"task_id": "next-id", "eta": "some day"}}));
+    message.embed.chain = json!([signature("last", last), next]);
+    message.embed.callbacks = json!([signature("cb", json!({}))]);
+    let done = settled(&message, Outcome::Success(json!("r")));
+    let states: Vec<_> = results(&done).into_iter().map(|(key, meta)| (key, meta.state)).collect();
+    let of = |id: &str, state| (format!("celery-task-meta-{id}"), state);
+    assert_eq!(states.len(), 3);
+    assert!(states.contains(&of("id", ResultState::Success)), "{states:?}");
+    assert!(states.contains(&of("last-id", ResultState::Failure)), "{states:?}");
+    assert!(states.contains(&of("next-id", ResultState::Failure)), "{states:?}");
+    assert_eq!(parts(&done)[0].member(), "last-id:0", "its chord does not wait for ever");
+    let error = results(&done).into_iter().find_map(|(_, meta)| meta.exception()).unwrap();
+    assert_eq!(error.exc_type, "ValueError");
+    assert!(error.message().contains("is not sent: eta"), "{}", error.message());
+    assert_eq!(pushed(&done).len(), 1, "the callback is called");
+    // One beside the chain does not fail it.
+    message.embed.chain = json!([signature("next", json!({}))]);
+    message.embed.callbacks = json!([signature("cb", json!({"options": {"eta": "some day"}}))]);
+    let done = settled(&message, Outcome::Success(json!("r")));
+    assert_eq!((results(&done).len(), pushed(&done).len()), (1, 1));
+}
+
+#[test]
+fn arguments_that_are_too_large_for_a_result_are_left_out_of_it() {
+    let app = AppConfig { result_extended: true, ..Default::default() };
+    let mut message = TaskMessage::new("id", "t");
+    let of = |message: &TaskMessage| in_setting(&app, |s| settle(message, Outcome::Success(json!(7)), s));
+    message.args = vec![json!("small")];
+    let done = of(&message);
+    assert_eq!((results(&done)[0].1.other["args"].clone(), done.complaints.len()), (json!(["small"]), 0));
+    message.args = vec!["x".repeat(CELERY_RESULT_BYTES).into()];
+    let done = of(&message);
+    let meta = &results(&done)[0].1;
+    assert_eq!((&meta.state, &meta.result, meta.other.get("args")), (&ResultState::Success, &json!(7), None));
+    assert_eq!((done.state, done.complaints.len()), (ResultState::Success, 1));
+}
+
+#[test]
+fn what_follows_from_the_end_of_a_chord_is_told_apart_from_what_was_sent_before() {
+    let mut message = of_chord();
+    message.embed.callbacks = json!([signature("cb", json!({}))]);
+    let done = settled(&message, Outcome::Success(json!(1))).ops;
+    let entry = json!([1, "id", "SUCCESS", 1]).to_string().into_bytes();
+    let tasks = |ops: &mut dyn Iterator<Item = &Op>| {
+        let read = |text: &str| TaskMessage::read(&crate::celery::Envelope::read(text.as_bytes()).unwrap()).unwrap();
+        ops.flat_map(Op::messages).map(|text| read(text).task).collect::<Vec<_>>()
+    };
+    assert_eq!(tasks(&mut done.iter()), ["cb"]);
+    let go_on = |done: &[Op]| {
+        let returned = Returned { entries: Some(vec![entry.clone()]), saved: None };
+        in_setting(&AppConfig::default(), |setting| chord::continued(done, vec![(0, returned)], setting).0)
+    };
+    let ops = go_on(&done);
+    assert_eq!(tasks(&mut ops.iter()), ["cb", "body"]);
+    assert_eq!(tasks(&mut chord::added(&done, &ops)), ["body"]);
+    // Another chord behind it.
+    let more = [ops, done.into_iter().filter(|op| matches!(op, Op::Part(_))).collect()].concat();
+    let ops = go_on(&more);
+    assert_eq!((tasks(&mut ops.iter()).len(), tasks(&mut chord::added(&more, &ops))), (3, vec!["body".to_owned()]));
 }

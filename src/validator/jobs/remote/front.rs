@@ -6,14 +6,13 @@
 //! `val-hand-n` gives jobs to Redis once they are on disk, see [`WorkQueue`]. The other threads are a Celery client's
 //! (`cel-cmd`, `cel-sub`), those of Redis messaging (`rds-cmd`, `rds-sub`) and of its timer.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use redis::{FromRedisValue, Value};
 
 use super::call::{Call, EXECUTE_JOB, Event, MARGIN, MOST_BEGUN, News, events_key, job_key, on_one_worker, under_way};
-use crate::base::drained::Drained;
+use super::front_state::{FrontConfig, FrontState, HandedOver, RemoteJob};
 use crate::base::limits::{UNCHECKED_BYTES, UNCHECKED_REQUESTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
@@ -21,17 +20,16 @@ use crate::base::stop::Stopping;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
-use crate::celery::{AppConfig, CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
+use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, Task, Terminate};
 use crate::identity::PublicKey;
 use crate::ops::errors::ErrorClass;
 use crate::ops::health::Pulse;
 use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
-use crate::redis::{RedisConfig, RedisError, Repeat, Request};
+use crate::redis::{RedisError, Repeat, Request};
 use crate::validator::client::job::{DISK_TIME, Job, LeftJob, Line};
 use crate::validator::client::work_queue::{WorkLimits, WorkQueue, WorkQueueHandle};
-use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::status::{EndMessage, Outcome, reason_of};
@@ -50,20 +48,6 @@ const EVENT_TIME: Duration = Duration::from_secs(10);
 
 /// A pause after trouble with Redis or the disk.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// What a front needs.
-pub(in crate::validator) struct FrontConfig {
-    pub redis: RedisConfig,
-    pub celery: AppConfig,
-    pub queue: String,
-    /// How long a job waits for a worker.
-    pub queue_time: Duration,
-    /// Jobs at a time.
-    pub limit: usize,
-    /// The validator's hotkey, by which the events find their way.
-    pub name: String,
-    pub job_times: JobTimes,
-}
 
 /// A running front; clones are the same.
 #[derive(Clone)]
@@ -92,43 +76,6 @@ struct FrontThreads {
     /// Nobody reads the events until the jobs of an earlier process are known.
     receiver: Option<StreamReceiver>,
     events: Option<Thread<()>>,
-}
-
-#[derive(Default)]
-struct FrontState {
-    jobs: HashMap<Arc<str>, RemoteJob>,
-    /// Takes no more jobs.
-    stopped: bool,
-    /// Jobs of an earlier process of which Redis is to be asked.
-    left: Vec<Arc<str>>,
-    avoid: HashMap<PublicKey, Instant>,
-    /// Notified when no job is left.
-    drained: Drained,
-}
-
-/// A job on its way to the workers, once it is known whatever happens.
-#[derive(Clone)]
-struct HandedOver {
-    uuid: Arc<str>,
-    task: Task,
-    /// How long it is wanted.
-    wanted_for: Duration,
-    /// When it is to be in Redis.
-    deadline: Instant,
-    known: Ticket,
-}
-
-/// A job that others run.
-struct RemoteJob {
-    line: Arc<Line>,
-    begun: u32,
-    /// How long it may take from its beginning.
-    longest: Duration,
-    /// Ends it if nothing more is received.
-    alarm: Option<Alarm>,
-    /// Gives it to Redis once more, which would not have it.
-    again: Option<Alarm>,
-    result: Option<PendingResult>,
 }
 
 /// An event was not recorded, because the front stops.
@@ -361,8 +308,6 @@ impl Front {
     fn submit_again(&self, job: HandedOver, error: &RedisError) {
         let uuid = job.uuid.clone();
         self.trouble(error.class(), &format_args!("job {uuid}: not handed to the workers yet: {error}"));
-        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
-        self.0.board.health.down(HAND_OVER, format!("{error}{advice}"));
         let weak = Arc::downgrade(&self.0);
         let again = self.0.timer.at(Instant::now() + PAUSE, move || {
             if let Some(front) = weak.upgrade().map(Front)
@@ -371,9 +316,18 @@ impl Front {
                 front.submit(job);
             }
         });
-        let old = lock(&self.0.state).jobs.get_mut(&uuid).map(|held| held.again.replace(again));
+        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        let (why, mut again) = (format!("{error}{advice}"), Some(again));
+        let old = match lock(&self.0.state).jobs.get_mut(&uuid) {
+            Some(held) => {
+                // Only while the job is there: whoever forgets it afterwards says that this is over.
+                self.0.board.health.down(HAND_OVER, why);
+                std::mem::replace(&mut held.again, again.take())
+            }
+            None => None,
+        };
         // An alarm that rings is not dropped under the lock.
-        drop(old);
+        drop((old, again));
     }
 
     fn not_sent(&self, uuid: &Arc<str>, error: &dyn std::fmt::Display) {
@@ -578,7 +532,10 @@ impl Front {
                         self.0.pulse.done();
                         continue;
                     }
-                    Err(NotRecorded) => return,
+                    Err(NotRecorded) => {
+                        self.0.pulse.done();
+                        return;
+                    }
                 },
                 Err(RedisError::Stopped) => return,
                 Err(problem) => problem,

@@ -14,10 +14,12 @@
 mod call;
 mod claim;
 mod front;
+mod front_state;
 mod outbox;
 mod worker;
 
 pub(in crate::validator) use call::LONGEST_QUEUE_TIME;
 pub use call::{DEFAULT_QUEUE, EXECUTE_JOB};
-pub(in crate::validator) use front::{Front, FrontConfig};
+pub(in crate::validator) use front::Front;
+pub(in crate::validator) use front_state::FrontConfig;
 pub use worker::{JobWorker, JobWorkerConfig, JobWorkerError, JobWorkerHandle};

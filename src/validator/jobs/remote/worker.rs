@@ -143,6 +143,11 @@ impl JobWorkerConfig {
                 task_default_queue: self.queue.clone(),
                 task_track_started: true,
                 worker_prefetch_multiplier: None,
+                // A job has its own time, and goes on elsewhere if its worker is lost.
+                task_acks_late: true,
+                task_reject_on_worker_lost: true,
+                task_soft_time_limit: None,
+                task_time_limit: None,
                 ..self.celery.clone()
             },
             ..WorkerConfig::new(self.redis.clone())
@@ -428,7 +433,7 @@ fn end_job(shared: &WorkerShared, cx: &TaskCx, front: Option<&str>, uuid: &str, 
         recv(shared.outbox.delivered(number)) -> _ => Some(json!({"uuid": uuid, "status": status.as_str()})),
         recv(cx.cancel().cancel_receiver()) -> _ => {
             // The front may not know of it, so the task has not ended either.
-            shared.trouble(ErrorClass::Cancelled, uuid, &"its end is not in Redis, another worker finds it again");
+            shared.trouble(ErrorClass::Reconnect, uuid, &"its end is not in Redis, another worker finds it again");
             None
         }
     }
