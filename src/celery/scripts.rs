@@ -15,6 +15,7 @@ if last and tonumber(last) >= tonumber(ARGV[1]) then return 0 end
 may('LPUSH', KEYS[2])
 may('SET', KEYS[1])
 if KEYS[3] then
+  may('HSET', KEYS[3])
   may('PEXPIRE', KEYS[3])
   redis.call('HSET', KEYS[3], ARGV[4], ARGV[5])
   redis.call('PEXPIRE', KEYS[3], ARGV[6])

@@ -313,8 +313,8 @@ impl SessionHandle {
         self.0.handover.with(|present| present?.traffic.round_trip())
     }
 
-    /// Seconds by which the peer's clock was ahead of ours when the present connection began, less than 0 if it was
-    /// behind; `None` if the peer did not say what time it is.
+    /// Seconds by which the peer's clock is ahead of ours, less than 0 if it is behind, by what it said when the
+    /// present connection began and how ours was set since; `None` if the peer did not say what time it is.
     pub fn clock_skew(&self) -> Option<i64> {
         self.0.handover.with(|present| present?.traffic.clock_skew())
     }

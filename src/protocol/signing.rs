@@ -28,6 +28,7 @@ use super::receipt::{
 use super::schema::{Wire, encode_compact, lookup};
 use super::upload::OutputUpload;
 use super::volume::Volume;
+use crate::base::text::truncated;
 use crate::identity::{IdentityError, KeyPair, PublicKey, Signature as RawSignature, verify_batch};
 
 /// The only kind of key there is.
@@ -397,6 +398,9 @@ fn without_host(url: &str) -> &str {
     if scheme.is_empty() || !scheme.chars().all(word) || path == 0 { url } else { &rest[path..] }
 }
 
+/// How much of a header that is wrong an error tells.
+const SHOWN_BYTES: usize = 80;
+
 const TYPE_HEADER: &str = "X-CH-Signature-Type";
 const SIGNATORY_HEADER: &str = "X-CH-Signatory";
 const TIMESTAMP_HEADER: &str = "X-CH-Timestamp-NS";
@@ -448,14 +452,19 @@ impl Signature {
         ]
     }
 
-    /// Reads the signature of an HTTP request; `header` gives the value of a header by its name. A missing scope is
-    /// `SignedFields`.
+    /// Reads the signature of an HTTP request; `header` gives the value of a header by its name. The type is
+    /// `bittensor`; a missing scope is `SignedFields`.
     pub fn from_headers<'h>(header: impl Fn(&'static str) -> Option<&'h str>) -> Result<Self, SigningError> {
         let wrong = |name, why: String| SigningError::Header { name, why };
         let needed = |name| header(name).ok_or_else(|| wrong(name, "is missing".to_owned()));
         let timestamp = needed(TIMESTAMP_HEADER)?;
+        let signature_type = needed(TYPE_HEADER)?;
+        if signature_type != SIGNATURE_TYPE {
+            let shown = truncated(signature_type, SHOWN_BYTES);
+            return Err(wrong(TYPE_HEADER, format!("is {shown:?}; it should be {SIGNATURE_TYPE}")));
+        }
         Ok(Signature {
-            signature_type: needed(TYPE_HEADER)?.to_owned(),
+            signature_type: signature_type.to_owned(),
             signatory: needed(SIGNATORY_HEADER)?.to_owned(),
             timestamp_ns: timestamp.trim().parse().map_err(|error| wrong(TIMESTAMP_HEADER, format!("is {error}")))?,
             signature: Base64Bytes::from_text(needed(SIGNATURE_HEADER)?)

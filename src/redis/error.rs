@@ -161,6 +161,7 @@ impl RedisError {
                 "READONLY" => "this Redis is a replica: use the address of the master",
                 "MISCONF" => "Redis cannot save to its disk and refuses to write: see its log",
                 "NOPERM" => "let the user run that command (ACL SETUSER)",
+                "WRONGTYPE" => "something else uses that key: rename or remove it, or use another prefix or database",
                 "BUSY" => "a script runs for long in this Redis: SCRIPT KILL ends it",
                 _ => return None,
             },

@@ -26,14 +26,25 @@ impl Script {
     }
 }
 
-/// Lua before a script that makes several changes: `may(command, key)` ends the script if its user may not do that. All
-/// are asked before the first change, for Redis undoes nothing: a right that is missing in the middle would leave a
-/// message that was taken and never recorded. Redis 6 does not know beforehand, and asks nobody.
+/// Lua before a script that makes several changes: `may(command, key)` ends the script if its user may not do that, or
+/// if the key is of a type on which the command fails. All are asked before the first change, for Redis undoes nothing:
+/// what fails in the middle would leave a message that was taken and never recorded. Redis 6 does not know of rights
+/// beforehand. Of types nobody is told without the right to ask for one.
 macro_rules! may {
     () => {
-        "local function may(command, key) if redis.acl_check_cmd and not redis.acl_check_cmd(command, key) then \
-         error({err = 'NOPERM a right is missing: command ' .. command .. ' in a script, on \"' .. key .. '\"'}) \
-         end end\n"
+        "local kinds = {HSET = 'hash', HDEL = 'hash', ZADD = 'zset', ZREM = 'zset', LPUSH = 'list', RPUSH = 'list', \
+         RPOP = 'list', LTRIM = 'list', SADD = 'set', SETEX = 'string', SET = 'string'}
+         local function may(command, key)
+         local knows = redis.acl_check_cmd
+         if knows and not knows(command, key) then \
+         error({err = 'NOPERM a right is missing: command ' .. command .. ' in a script, on \"' .. key .. '\"'}) end
+         local wanted = kinds[command]
+         if not wanted or (knows and not knows('TYPE', key)) then return end
+         local kind = redis.pcall('TYPE', key).ok
+         if kind and kind ~= 'none' and kind ~= wanted then
+         local text = 'WRONGTYPE the key \"' .. key .. '\" is a ' .. kind .. ', not a ' .. wanted
+         error(knows and {err = text} or text) end
+         end\n"
     };
 }
 pub(crate) use may;

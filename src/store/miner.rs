@@ -172,6 +172,24 @@ impl MinerStore {
         self.receipts.stored = stored;
         Ok(new)
     }
+
+    /// Whether anything can be written: writes a job and forgets it.
+    ///
+    /// # Errors
+    /// As [`MinerStore::write`].
+    pub fn try_writing(&mut self) -> Result<(), StoreError> {
+        let nobody = String::new;
+        let job = JobRow {
+            validator: nobody(),
+            uuid: nobody(),
+            state: nobody(),
+            initial: nobody(),
+            request: None,
+            news: nobody(),
+        };
+        let forget = JobChange::Forget { validator: nobody(), uuid: nobody() };
+        self.write(&[JobChange::Put(job), forget], &[]).map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +224,17 @@ mod tests {
             validator_signature: "0xaa".into(),
             miner_signature: "0xbb".into(),
         }
+    }
+
+    #[test]
+    fn a_try_to_write_leaves_nothing_and_fails_where_nothing_can_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = MinerStore::open(folder.path(), 0).unwrap();
+        store.try_writing().unwrap();
+        store.receipts.connection.pragma_update(None, "query_only", true).unwrap();
+        store.try_writing().unwrap_err();
+        drop(store);
+        assert_eq!(MinerStore::open(folder.path(), 0).unwrap().1, []);
     }
 
     #[test]

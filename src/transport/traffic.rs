@@ -5,7 +5,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::base::clock::now;
 use crate::base::lock::lock;
+use crate::base::now::Now;
 
 /// The bytes that one connection has moved since its handshake, as they are on the wire: with frames, and sealed if by
 /// TLS; and the times that go with them.
@@ -24,7 +26,8 @@ struct Times {
     /// When the ping was sent that is not answered yet.
     pinged: Option<Instant>,
     round_trip: Option<Duration>,
-    clock_skew: Option<i64>,
+    /// And when it was measured.
+    clock_skew: Option<(i64, Now)>,
 }
 
 impl Traffic {
@@ -44,10 +47,12 @@ impl Traffic {
         lock(&self.times).round_trip
     }
 
-    /// Seconds by which the peer's clock was ahead of ours at the handshake, less than 0 if it was behind; `None` if
-    /// the peer did not say what time it is. Below a second nothing is known, and it is 0.
+    /// Seconds by which the peer's clock is ahead of ours, less than 0 if it is behind; `None` if the peer did not say
+    /// what time it is at the handshake. Below a second nothing is known, and it is 0. If our clock was set since, that
+    /// counts; what the peer did with its own is not known.
     pub fn clock_skew(&self) -> Option<i64> {
-        lock(&self.times).clock_skew
+        let (skew, then) = lock(&self.times).clock_skew?;
+        Some(skew.saturating_sub(steps(then, now())))
     }
 
     pub(super) fn count_read(&self, bytes: usize) {
@@ -72,7 +77,7 @@ impl Traffic {
     }
 
     pub(super) fn set_clock_skew(&self, seconds: Option<i64>) {
-        lock(&self.times).clock_skew = seconds;
+        lock(&self.times).clock_skew = seconds.map(|seconds| (seconds, now()));
     }
 }
 
@@ -86,6 +91,12 @@ pub(super) fn clock_skew(theirs: u64, asked: Duration, answered: Duration) -> i6
         (_, behind) if behind < 0 => behind,
         _ => 0,
     }
+}
+
+/// By how many whole seconds our clock was set forward between two moments, less than 0 if back.
+fn steps(then: Now, now: Now) -> i64 {
+    let passed = now.mono.saturating_duration_since(then.mono).as_secs_f64();
+    (now.wall.as_secs_f64() - then.wall.as_secs_f64() - passed) as i64
 }
 
 #[cfg(test)]
@@ -118,6 +129,19 @@ mod tests {
             (0, 100_000, 100_000, -100),
         ] {
             assert_eq!(clock_skew(theirs, ms(asked), ms(answered)), skew, "{theirs} in {asked}..{answered}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_counts_from_then_on() {
+        let start = now();
+        let moment = |mono: u64, wall: i64| Now {
+            mono: start.mono + Duration::from_secs(mono),
+            wall: Duration::from_secs(start.wall.as_secs().saturating_add_signed(wall)),
+        };
+        let then = moment(0, 0);
+        for (mono, wall, set) in [(0, 0, 0), (60, 60, 0), (60, 90, 30), (60, -60, -120)] {
+            assert_eq!(steps(then, moment(mono, wall)), set);
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! `PHALANX_REDIS_RESTARTS` says how often Redis is restarted under load.
 
-use crate::load::{Load, Runs, Verdict, hasty, nothing_is_held, seeded, taking, times};
+use crate::load::{Load, Runs, Verdict, hasty, is_ready, nothing_is_held, seeded, taking, times};
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -140,6 +140,50 @@ fn redis_that_is_frozen_is_found_out_and_what_runs_is_not_given_to_another_when_
     let ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
     runs.judge(&ids);
     workers.iter().for_each(|worker| nothing_is_held(worker, &server));
+}
+
+#[test]
+fn something_else_under_a_key_of_the_record_costs_no_message_and_is_named_until_it_is_gone() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let (runs, gate) = (Runs::default(), Gate::new());
+    let worker = Ours::ready(hasty(server.config()), gate.registry(runs.registry()));
+    let client = Client::start(server.config());
+    let says = |place: &str, what: &str| {
+        let parts = worker.board.health.parts(Instant::now());
+        parts.iter().any(|part| part.name == place && part.why.as_ref().is_some_and(|why| why.contains(what)))
+    };
+    let mut ids = Vec::new();
+    for (key, kind) in [("unacked", "hash"), ("unacked_index", "zset")] {
+        let what = format!("the key \"{key}\" is a string, not a {kind}");
+        let running = client.handle().send(Task::new("gated")).unwrap();
+        gate.begun();
+        server.cli::<()>(&["RENAME", key, "kept"]);
+        server.cli::<()>(&["SET", key, "x"]);
+        let waits: Vec<_> = (0..3).map(|_| client.handle().send(Task::new("once")).unwrap()).collect();
+        until("it is told by what takes", || says("cel-take", &what));
+        assert_eq!(server.cli::<usize>(&["LLEN", "celery"]), 3, "none was taken");
+        gate.open(1);
+        until("it is told by what settles", || says("cel-settle", &what));
+        server.cli::<()>(&["DEL", key]);
+        server.cli::<()>(&["RENAME", "kept", key]);
+        assert_eq!(running.wait(LONG), Ok(json!(false)));
+        for pending in &waits {
+            assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+        }
+        ids.extend(waits.iter().map(|pending| pending.id().to_owned()));
+        nothing_is_held(&worker, &server);
+    }
+    // A queue that is none keeps what came from others before it.
+    let list = "celery\u{6}\u{16}9";
+    server.cli::<()>(&["SET", list, "x"]);
+    let sent = client.handle().send(Task::new("once")).unwrap();
+    until("it is told", || says("cel-take", "9\" is a string, not a list"));
+    server.cli::<()>(&["DEL", list]);
+    assert_eq!(sent.wait(LONG), Ok(json!(sent.id())));
+    ids.push(sent.id().to_owned());
+    until("it is ready again", || is_ready(&worker));
+    runs.judge(&ids);
 }
 
 #[test]

@@ -101,7 +101,8 @@ fn paths_that_leave_the_volume_are_refused_before_anything_is_asked() {
     let bench = Bench::new();
     let server = Server::start(|_| Reply::ok("x"));
     let workspace = bench.workspace();
-    for bad in ["../x", "/etc/x", "a/../../x", "a\\x", "C:x"] {
+    let long = format!("a/{}", "b".repeat(300));
+    for bad in ["../x", "/etc/x", "a/../../x", "a\\x", "C:x", &long] {
         for volume in [
             Volume::SingleFile(single_file(server.url("/"), bad)),
             Volume::ZipUrl(zip_url(server.url("/"), Some(bad))),
@@ -116,6 +117,23 @@ fn paths_that_leave_the_volume_are_refused_before_anything_is_asked() {
     assert!(error.to_string().contains("names no file"), "{error}");
     assert!(server.seen().is_empty());
     drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
+fn volumes_of_a_job_that_stand_in_each_others_way_are_its_own_fault_and_tell_no_path_of_the_machine() {
+    let bench = Bench::new();
+    let server = Server::start(|_| Reply::ok("x"));
+    for (first, second) in [("a", "a/b"), ("a/b", "a"), ("a", "a/b/c")] {
+        let workspace = bench.workspace();
+        let volumes = [first, second].map(|path| SingleVolume::SingleFile(single_file(server.url("/"), path))).into();
+        let error = load(&Volume::Multi(MultiVolume { volumes }), &workspace).unwrap_err();
+        assert_eq!(error.cause(), Cause::JOB, "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("volume 2 of 2: cannot write {second}: ")), "{text}");
+        assert!(!text.contains("phalanx-job-"), "{text}");
+    }
+    drop(server);
     bench.assert_clean();
 }
 

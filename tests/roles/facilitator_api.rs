@@ -165,6 +165,10 @@ fn what_is_not_taken_says_why() {
     unsigned.signature = None;
     let (status, why) = refused(&unsigned, &alice());
     assert_eq!((status, why.contains("X-CH-")), (400, true), "{why}");
+    let mut other_type = good.clone();
+    other_type.signature.as_mut().unwrap().signature_type = "-1".to_owned();
+    let (status, why) = refused(&other_type, &alice());
+    assert_eq!((status, why.contains("X-CH-Signature-Type")), (400, true), "{why}");
     let mut large = good.clone();
     large.args = vec!["x".repeat(JOB_REQUEST_BYTES)];
     large.sign(&dave(), 1);

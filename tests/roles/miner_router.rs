@@ -339,8 +339,9 @@ fn a_job_that_an_earlier_process_started_is_not_started_again() {
     assert_eq!(f.got(session), ["DeclineJob unknown"]);
     f.store = || Some(Err("the disk is full".to_owned()));
     f.says(session, &alice.ask(&uuid()));
-    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    assert_eq!(f.got(session), ["HordeFailed generic_error"], "it is the miner's trouble, not the job's");
     assert_eq!((f.free(), f.started.len()), (1, 0));
+    assert!(f.router.is_idle());
 }
 
 #[test]
@@ -349,7 +350,7 @@ fn a_disk_that_hangs_holds_no_slot() {
     f.store = || None;
     f.says(session, &alice.ask(&uuid()));
     f.pass(CLASS.spin_up_time() + f.limits.startup_time_limit);
-    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    assert_eq!(f.got(session), ["HordeFailed generic_error"]);
     assert_eq!((f.free(), f.started.len()), (1, 0));
     // A stop does not wait for it either.
     f.says(session, &alice.ask(&uuid()));
@@ -366,7 +367,7 @@ fn what_a_disk_does_late_counts_for_no_other_request() {
     f.store = || None;
     f.says(session, &alice.ask(&job));
     f.pass(too_late);
-    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    assert_eq!(f.got(session), ["HordeFailed generic_error"]);
     let late = f.orders.remove(0);
     f.done(late, Ok(true));
     assert_eq!((f.started.len(), f.disk.len()), (0, 0), "nothing is left of the job that came with it");
@@ -375,7 +376,7 @@ fn what_a_disk_does_late_counts_for_no_other_request() {
     f.says(session, &alice.ask(&job));
     f.pass(too_late);
     f.says(session, &alice.ask(&job));
-    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    assert_eq!(f.got(session), ["HordeFailed generic_error"]);
     // Another receipt of the same job is not what it waits for either.
     f.says(session, &alice.finished_receipt(&job));
     let [first, second, other] = std::mem::take(&mut f.orders).try_into().ok().unwrap();

@@ -288,6 +288,11 @@ fn http_requests() {
                     .unwrap_err();
             assert_eq!(error.to_string(), format!("the header {missing} is missing"));
         }
+        for kind in ["", "-1", "Bittensor", &"x".repeat(8000)] {
+            let other = |name| if name == "X-CH-Signature-Type" { Some(kind) } else { headers[name].as_str() };
+            let error = Signature::from_headers(other).unwrap_err().to_string();
+            assert!(error.starts_with("the header X-CH-Signature-Type is \"") && error.len() < 200, "{error}");
+        }
         let ours = Signature::over(&bytes, &alice(), 5);
         assert_eq!(ours.verify(&bytes).unwrap(), alice().public());
         assert!(ours.verify(b"another").is_err());

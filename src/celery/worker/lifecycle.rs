@@ -561,6 +561,13 @@ impl Core {
         self.board.health.down(SETTLE_PART, format!("{error}{advice}"));
     }
 
+    /// Whether Redis refuses because something else is where the messages of workers are recorded.
+    fn is_of_record(&self, error: &RedisError) -> bool {
+        let RedisError::Server { code, message } = error else { return false };
+        let keys = [&self.keys.unacked, &self.keys.unacked_index, &self.keys.held];
+        code == "WRONGTYPE" && keys.iter().any(|key| message.contains(&format!("\"{key}\"")))
+    }
+
     /// What Redis says of the end of a message.
     fn sent(self: &Arc<Self>, tag: String, last: &Arc<Last>, attempt: u32, answer: Result<Vec<Value>, RedisError>) {
         let error = match answer {
@@ -597,17 +604,16 @@ impl Core {
             Err(error) => error,
         };
         self.board.errors.report(error.class(), SETTLE_PART, &error);
-        if error.class() != ErrorClass::Rejected && !self.ending.is_set() {
+        let is_of_result = error.class() == ErrorClass::Rejected && !self.is_of_record(&error);
+        if !is_of_result && !self.ending.is_set() {
             self.does_not_settle(&error);
         }
         // What is not settled stays in our name, for another worker to find.
         if self.ending.is_set() || matches!(error, RedisError::Stopped) {
             return;
         }
-        let next = match (&**last, error.class()) {
-            (Last::Settle(Rest { ops, .. }) | Last::Store(ops, _), ErrorClass::Rejected)
-                if ops.iter().any(Op::is_result) =>
-            {
+        let next = match &**last {
+            Last::Settle(Rest { ops, .. }) | Last::Store(ops, _) if is_of_result && ops.iter().any(Op::is_result) => {
                 // Redis will not have the result, so asking again is of no use: the operator finds it aside.
                 let reason = format!("its result could not be stored: {error}");
                 let aside = self.setting(("", ""), b"", |setting| outcome::aside(&tag, "", &reason, b"", setting));

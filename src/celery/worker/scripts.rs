@@ -3,7 +3,8 @@
 //!
 //! Keys that a script finds by itself (those of other workers) are not declared, as in kombu, so Redis Cluster is not
 //! served. In each script the first command that needs memory comes before the first change, or after one that frees
-//! it: a full Redis refuses a script as a whole or not at all. So does one that has taken a right away, see [`may`].
+//! it: a full Redis refuses a script as a whole or not at all. So does one that has taken a right away, or has
+//! something else under a key, see [`may`].
 
 use redis::Value;
 
@@ -34,8 +35,14 @@ local function decoded(raw)
 end
 for k = 5, #KEYS do
   while left > 0 and bytes > 0 do
-    local raw = redis.call('RPOP', KEYS[k])
+    local raw = redis.pcall('RPOP', KEYS[k])
     if not raw then break end
+    -- What was taken before it is told of first.
+    if type(raw) == 'table' then
+      if #taken > 0 then return taken end
+      may('RPOP', KEYS[k])
+      return raw
+    end
     left = left - 1
     bytes = bytes - #raw
     local size, small = #raw, #raw <= tonumber(ARGV[5])
@@ -212,9 +219,14 @@ while at <= #ARGV do
 end
 if #returned > 0 then return returned end
 if ours == 1 then
-  redis.call('HDEL', KEYS[1], tag)
-  redis.call('HDEL', KEYS[2], tag)
-  redis.call('ZREM', KEYS[3], tag)
+  -- Ours last: it stays so when another fails, and is settled again.
+  for _, of in ipairs({{'HDEL', KEYS[2]}, {'ZREM', KEYS[3]}, {'HDEL', KEYS[1]}}) do
+    local done = redis.pcall(of[1], of[2], tag)
+    if type(done) == 'table' then
+      may(of[1], of[2])
+      return done
+    end
+  end
 end
 return ours
 "#,
@@ -276,21 +288,27 @@ return 1
 ///
 /// `KEYS`: alive, held, unacked_index, workers. `ARGV`: worker, milliseconds to live. Answers how many it holds; with
 /// an error, though it is done, if Redis is full.
-pub(super) static RENEW: Script = Script::new(
-    r#"
--- A Redis that is full refuses what takes memory, as long as nothing was changed: that is told in the end. To live on
--- takes none.
+pub(super) static RENEW: Script = Script::new(concat!(
+    may!(),
+    r#"-- A Redis that is full refuses what takes memory, as long as nothing was changed: that is told in the end. To
+-- live on takes none.
 local refused = redis.pcall('SADD', KEYS[4], ARGV[1])
 if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local held = redis.call('HKEYS', KEYS[2])
-for _, tag in ipairs(held) do redis.call('ZADD', KEYS[3], 'XX', now, tag) end
+for _, tag in ipairs(held) do
+  local done = redis.pcall('ZADD', KEYS[3], 'XX', now, tag)
+  if type(done) == 'table' then
+    may('ZADD', KEYS[3])
+    return done
+  end
+end
 if type(refused) == 'table' then return refused end
 return #held
 "#,
-);
+));
 
 /// Finds other workers that have the same name and live.
 ///

@@ -92,19 +92,19 @@ impl VolumeError {
     }
 }
 
-/// Downloads to a file of at most so many bytes, whose folders are made and which replaces one of an earlier volume;
-/// gives its length, which is taken from the space.
+/// Downloads to a file, for errors with this name, of at most so many bytes, whose folders are made and which replaces
+/// one of an earlier volume; gives its length, which is taken from the space.
 pub(super) fn download(
     http: &HttpClient,
     url: &str,
     headers: Headers,
-    path: &Path,
+    (path, name): (&Path, &str),
     (max_bytes, space): (u64, &mut Space),
     bounds: Bounds,
 ) -> Result<u64, VolumeError> {
     let folder = path.parent().expect("a file in a workspace has a parent");
-    fs::create_dir_all(folder)
-        .map_err(|source| VolumeError::File { path: folder.to_string_lossy().into_owned(), source })?;
+    let file_error = |source| VolumeError::File { path: name.to_owned(), source };
+    fs::create_dir_all(folder).map_err(file_error)?;
     let mut file = Download::new(path, max_bytes.min(space.left()));
     let received = bounds.retry(|tries| {
         let before = file.received();
@@ -120,6 +120,8 @@ pub(super) fn download(
             Ok(bytes)
         }
         Err(HttpError::TooLarge { .. }) if space.left() < max_bytes => Err(space.exceeded().into()),
+        // Without the path on this machine, which is none of the job's business.
+        Err(HttpError::File { source, .. }) => Err(file_error(source)),
         Err(error) => Err(error.into()),
     }
 }

@@ -103,7 +103,7 @@ pub(super) fn fetch(
     for name in names {
         let path = into.join(relative(&name)?);
         let url = format!("{endpoint}/{prefix}{repo}/resolve/{commit}/{}", encode(&name, "/"));
-        download(http, &url, &headers, &path, (u64::MAX, space), bounds)?;
+        download(http, &url, &headers, (&path, &name), (u64::MAX, space), bounds)?;
     }
     Ok(())
 }

@@ -26,6 +26,9 @@ use crate::net::http::client::{HttpClient, HttpSettings};
 use crate::ops::errors::ErrorHandler;
 use crate::protocol::{SingleVolume, Volume};
 
+/// What errors call a zip archive that was downloaded.
+const ARCHIVE: &str = "the downloaded archive";
+
 /// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
 pub const DOWNLOAD_BYTES: u64 = 2 << 30;
 
@@ -122,9 +125,9 @@ impl VolumeLoader {
                 // Beside the job's folders, and on disk, because an archive may be larger than the memory.
                 let zip = workspace.private().join("volume.zip");
                 // It counts only until it is unpacked.
-                let size =
-                    download(&self.http, &volume.contents, &[], &zip, (DOWNLOAD_BYTES, &mut space.clone()), bounds)?;
-                let file_error = |source| VolumeError::File { path: "the downloaded archive".into(), source };
+                let room = (DOWNLOAD_BYTES, &mut space.clone());
+                let size = download(&self.http, &volume.contents, &[], (&zip, ARCHIVE), room, bounds)?;
+                let file_error = |source| VolumeError::File { path: ARCHIVE.into(), source };
                 let file = io::BufReader::new(fs::File::open(&zip).map_err(file_error)?);
                 archive::unpack(file, size, &into, (self.limits, space), bounds)?;
                 fs::remove_file(&zip).map_err(file_error)
@@ -135,8 +138,8 @@ impl VolumeLoader {
                     let path = volume.relative_path.clone();
                     return Err(PathError { path, why: "it names no file" }.into());
                 }
-                let path = workspace.volume().join(path);
-                download(&self.http, &volume.url, &[], &path, (DOWNLOAD_BYTES, space), bounds).map(drop)
+                let place = (&*workspace.volume().join(path), &*volume.relative_path);
+                download(&self.http, &volume.url, &[], place, (DOWNLOAD_BYTES, space), bounds).map(drop)
             }
             SingleVolume::Huggingface(volume) => {
                 let into = below(volume.relative_path.as_deref())?;

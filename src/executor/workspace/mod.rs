@@ -16,6 +16,13 @@ use crate::base::tree::{self, Access, Bounds, TreeError};
 /// the miner, with the folder that it has given to its executor.
 pub(super) const REMOVE_TIME: Duration = Duration::from_secs(10);
 
+/// Bytes of one path, and of one part of it: what Linux takes.
+pub(super) const PATH_BYTES: usize = 4095;
+pub(super) const PART_BYTES: usize = 255;
+
+/// Bytes of a path from the wire: [`PATH_BYTES`] without what is before the folder.
+const RELATIVE_BYTES: usize = PATH_BYTES - 1024;
+
 /// Why a path that came from the wire is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("bad path {path:?}: {why}; give a relative path with forward slashes that stays inside its folder")]
@@ -31,7 +38,7 @@ pub struct PathError {
 /// Empty and `.` components are dropped; an empty result means the folder itself.
 ///
 /// # Errors
-/// For `..`, absolute paths, drive letters, backslashes and NUL.
+/// For `..`, absolute paths, drive letters, backslashes, NUL, and what is longer than Linux takes it.
 pub fn relative(path: &str) -> Result<PathBuf, PathError> {
     let bad = |why| Err(PathError { path: path.to_owned(), why });
     if path.starts_with('/') {
@@ -49,6 +56,12 @@ pub fn relative(path: &str) -> Result<PathBuf, PathError> {
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if parts.contains(&"..") {
         return bad("it climbs with ..");
+    }
+    if path.len() > RELATIVE_BYTES {
+        return bad("it has more than 3071 bytes");
+    }
+    if parts.iter().any(|part| part.len() > PART_BYTES) {
+        return bad("a part of it has more than 255 bytes");
     }
     Ok(parts.iter().collect())
 }
@@ -220,6 +233,8 @@ mod tests {
             ("c:a", "drive"),
             ("a\\..\\b", "backslash"),
             ("a\0b", "NUL"),
+            (&format!("a/{}", "b".repeat(PART_BYTES + 1)), "255 bytes"),
+            (&"a/".repeat(RELATIVE_BYTES / 2 + 1), "3071 bytes"),
         ] {
             let error = relative(path).unwrap_err();
             assert!(error.why.contains(why), "{path:?}: {error}");

@@ -235,24 +235,21 @@ impl Router {
             }
             return;
         };
-        let refusal = match result {
-            Ok((receipt, true)) => {
-                job.receipt = Some(*receipt);
-                None
+        match result {
+            Ok((receipt, true)) => job.receipt = Some(*receipt),
+            Ok((_, false)) => {
+                let why = "this job was started here before";
+                self.note(&key, TraceEvent::Declined, why);
+                for session in self.undo(&key) {
+                    self.decline(session, &key, JobRejectionReason::Unknown, why.to_owned());
+                }
+                return;
             }
-            Ok((_, false)) => Some("this job was started here before".to_owned()),
             Err(why) => {
                 let what = format!("job {}: cannot be accepted, it was not stored: {why}", key.uuid);
                 self.out.push(Action::Error(ErrorClass::Rejected, "receipt", None, what));
-                Some("the started-receipt could not be stored".to_owned())
+                return self.not_stored(&key, "the started-receipt could not be stored");
             }
-        };
-        if let Some(why) = refusal {
-            self.note(&key, TraceEvent::Declined, why.clone());
-            for session in self.undo(&key) {
-                self.decline(session, &key, JobRejectionReason::Unknown, why.clone());
-            }
-            return;
         }
         let Some(lease) = job.executor.as_mut().and_then(|executor| executor.lease.take()) else { return };
         job.phase = Phase::Starting;
@@ -263,6 +260,22 @@ impl Router {
         self.notify(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
         self.out.push(Action::Start(spec, lease));
         log::info!("job {}: accepted from validator {}, for host {host}", key.uuid, key.validator);
+    }
+
+    /// A job cannot be accepted because this miner's disk does not take it: that is not the job's fault, so it is no
+    /// refusal.
+    fn not_stored(&mut self, key: &JobKey, why: &str) {
+        self.note(key, TraceEvent::Failed, why);
+        for session in self.undo(key) {
+            let failed = V0HordeFailedRequest {
+                job_uuid: key.uuid.clone(),
+                reported_by: JobParticipantType::Miner,
+                message: why.to_owned(),
+                reason: HordeFailureReason::GenericError,
+                context: None,
+            };
+            self.send(session, failed);
+        }
     }
 
     /// A job that has a slot but no executor yet is taken back; gives those who are to be notified.
@@ -394,11 +407,7 @@ impl Router {
         for key in keys {
             let job = &self.jobs[&key];
             if matches!(job.phase, Phase::Storing(_)) {
-                let why = "the started-receipt could not be stored in time";
-                self.note(&key, TraceEvent::Declined, why);
-                for session in self.undo(&key) {
-                    self.decline(session, &key, JobRejectionReason::Unknown, why.to_owned());
-                }
+                self.not_stored(&key, "the started-receipt could not be stored in time");
                 continue;
             }
             if matches!(job.phase, Phase::Starting) && starting(job, self) {

@@ -21,6 +21,20 @@ use crate::validator::ledger::{Counts, Delivery, GivenUp, Totals};
 /// An update that waits longer makes the client not ready: jobs that it took would not be heard of.
 const OLDEST_UPDATE: Duration = Duration::from_secs(120);
 
+/// How far clocks may differ: a miner refuses what was signed longer ago, or later than its own time.
+const CLOCK_SECONDS: u64 = 10;
+
+/// Why no job will do well, if the facilitator's clock is ahead of ours by so many seconds.
+fn clock_trouble(skew: i64) -> Option<String> {
+    let (differs, way) = (skew.unsigned_abs(), if skew > 0 { "behind" } else { "ahead of" });
+    (differs > CLOCK_SECONDS).then(|| {
+        format!(
+            "the clock differs by {differs} s: it is {way} the facilitator's, and miners refuse what is signed more \
+             than {CLOCK_SECONDS} s off their own time"
+        )
+    })
+}
+
 /// Where a client stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientState {
@@ -125,14 +139,14 @@ impl ClientHandle {
         self.link.round_trip()
     }
 
-    /// Seconds by which the facilitator's clock was ahead of ours when the present connection began, less than 0 if it
-    /// was behind; `None` if it did not say what time it is.
+    /// Seconds by which the facilitator's clock is ahead of ours, less than 0 if it is behind, by what it said when the
+    /// present connection began and how ours was set since; `None` if it did not say what time it is.
     pub fn clock_skew(&self) -> Option<i64> {
         self.link.clock_skew()
     }
 
-    /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long;
-    /// and in the metrics of its board where it stands.
+    /// Says on a page of health whether the client is authenticated, the clock is right, its updates go to disk, and
+    /// none waits too long; and in the metrics of its board where it stands.
     pub fn measure(&self, health: &Health) {
         let now = self.state();
         for state in ClientState::ALL {
@@ -144,6 +158,10 @@ impl ClientHandle {
             (ClientState::Ready, _) => health.up("facilitator"),
             (state, Some(why)) => health.down("facilitator", format!("{state}: {why}")),
             (state, None) => health.down("facilitator", state.to_string()),
+        }
+        match self.clock_skew().and_then(clock_trouble) {
+            None => health.up("clock"),
+            Some(why) => health.down("clock", why),
         }
         match self.shared.delivery.broken() {
             None => health.up("state folder"),
@@ -277,5 +295,20 @@ impl Events {
 
     pub(super) fn notify(&self, event: &ClientEvent) {
         lock(&self.0).retain(|sender| !matches!(sender.try_send(event.clone()), Err(TrySendError::Disconnected(_))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_beyond_what_signatures_allow_is_told() {
+        for right in [0, 10, -10] {
+            assert_eq!(clock_trouble(right), None);
+        }
+        let behind = clock_trouble(11).unwrap();
+        assert!(behind.starts_with("the clock differs by 11 s: it is behind the facilitator's"), "{behind}");
+        assert!(clock_trouble(-300).unwrap().contains("by 300 s: it is ahead of"));
     }
 }

@@ -11,10 +11,7 @@ use zip::{CompressionMethod, ZipArchive};
 use super::error::ArchiveError;
 use crate::base::text::truncate;
 use crate::executor::transfer::Bounds;
-
-/// Bytes of one name, and of one part of it: what Linux takes.
-const NAME_BYTES: usize = 4095;
-const PART_BYTES: usize = 255;
+use crate::executor::workspace::{PART_BYTES, PATH_BYTES};
 
 /// Bytes of memory that LZMA may ask for to unpack one file; the strongest preset of the usual tools asks for 64 MiB.
 const LZMA_BYTES: u32 = 256 << 20;
@@ -77,8 +74,8 @@ pub(super) fn plan<R: Read + Seek>(
 /// count, backslashes and colons are letters. What would climb out is refused.
 fn taken(name: &str) -> Result<PathBuf, String> {
     let name = name.split('\0').next().unwrap_or_default();
-    if name.len() > NAME_BYTES {
-        return Err(format!("its name has {} bytes, at most {NAME_BYTES} are possible", name.len()));
+    if name.len() > PATH_BYTES {
+        return Err(format!("its name has {} bytes, at most {PATH_BYTES} are possible", name.len()));
     }
     let mut path = PathBuf::new();
     for part in name.split('/').filter(|part| !matches!(*part, "" | ".")) {
