@@ -29,7 +29,13 @@ fn all_roles_are_shown_and_keys_look_into_one() {
     let screen = terminal.until(&["validator 0.", ": ready", "jobs:", "completed"]);
     assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
     terminal.press("\u{1b}[6~");
-    terminal.until(&[&uuid[..8]]);
+    // Line by line to the job, which stands further down the more a validator has to tell.
+    let mut before = terminal.screen();
+    while !before.as_ref().is_some_and(|screen| screen.contains(&uuid[..8])) {
+        terminal.press("\u{1b}[B");
+        before =
+            Some(until_some("a screen one line on", || terminal.screen().filter(|now| before.as_ref() != Some(now))));
+    }
     terminal.press("\u{1b}");
     terminal.until(&["phalanx top: ", "sorted: as given"]);
     terminal.press("s");
