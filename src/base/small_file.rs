@@ -26,10 +26,25 @@ const CHUNK: usize = 16 << 10;
 /// # Errors
 /// The system's; [`ErrorKind::FileTooLarge`] beyond the limit, [`ErrorKind::TimedOut`] if nobody writes.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let mut file = File::options().read(true).custom_flags(flags).open(path)?;
+    let mut file = open(path)?;
     let kind = file.metadata()?.file_type();
     read_from(&mut file, limit, kind.is_fifo() || kind.is_char_device() || kind.is_socket())
+}
+
+/// As [`read`], of a program's own file, for which nobody is waited. Blocks on the disk.
+///
+/// # Errors
+/// As [`read`]; [`ErrorKind::InvalidInput`] if it is a pipe, a folder or a device.
+pub(crate) fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut file = open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    read_from(&mut file, limit, false)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
 /// As [`read`], of what is open already.

@@ -4,7 +4,6 @@ use std::fs::{File, TryLockError};
 #[cfg(feature = "cli")]
 use std::io::ErrorKind;
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::{StoreError, make_folder, private};
@@ -23,9 +22,13 @@ pub(super) const BATCH: &str = "batch.lock";
 /// The locks of all that have a state folder: of each folder one.
 const LOCKS: [&str; 5] = [FACILITATOR, VALIDATOR, MINER, WORKER, BATCH];
 
-/// The lock, held until it is dropped or the process ends in whatever way.
+/// The lock, held until it is dropped or the process ends in whatever way. It is on the file, which says who has it,
+/// and on the folder itself, so that it holds also when somebody removes the file.
 #[derive(Debug)]
-pub(crate) struct FolderLock(File);
+pub(crate) struct FolderLock {
+    file: File,
+    folder: File,
+}
 
 impl FolderLock {
     /// Makes the folder if it is not there, takes the lock that is its file `name`, and closes the folder to others
@@ -83,19 +86,25 @@ impl FolderLock {
     fn lock(folder: &Path, name: &str) -> Result<Self, StoreError> {
         let path = folder.join(name);
         let failed = |source| StoreError::File { path: path.clone(), source };
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        let of_folder = |source| StoreError::Folder { path: folder.to_owned(), source };
+        let whole = File::open(folder).map_err(of_folder)?;
+        let mut file = private::open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {
+                match whole.try_lock() {
+                    Ok(()) => {}
+                    Err(TryLockError::WouldBlock) => {
+                        let pid = format!("unknown, since its {name} was removed");
+                        return Err(StoreError::InUse { folder: folder.to_owned(), pid });
+                    }
+                    // Some file systems, as NFS, lock no folders.
+                    Err(TryLockError::Error(error)) => {
+                        log::warn!("{}: {error}: only its {name} is locked, keep that", folder.display());
+                    }
+                }
                 let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
                 written.map_err(failed)?;
-                Ok(Self(file))
+                Ok(Self { file, folder: whole })
             }
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -110,13 +119,30 @@ impl FolderLock {
 impl Drop for FolderLock {
     fn drop(&mut self) {
         // Closing is not enough: a process that another thread is just starting has the descriptor, too, for a moment.
-        let _ = self.0.unlock(); // Closing follows in any case.
+        let _ = self.folder.unlock(); // Closing follows in any case.
+        let _ = self.file.unlock(); // As above.
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_stays_locked_when_its_file_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let take = || FolderLock::take(folder.path(), WORKER);
+        let first = take().unwrap();
+        let error = take().unwrap_err().to_string();
+        assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+        for _ in 0..2 {
+            std::fs::remove_file(folder.path().join(WORKER)).unwrap();
+            let error = take().unwrap_err().to_string();
+            assert!(error.contains("in use by process unknown, since its worker.lock was removed"), "{error}");
+        }
+        drop(first);
+        take().unwrap();
+    }
 
     #[test]
     fn a_folder_is_of_the_role_that_took_it_first_also_when_that_does_not_run() {

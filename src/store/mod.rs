@@ -15,9 +15,7 @@ mod private;
 pub mod receipts;
 pub mod spool;
 
-use std::fs::{self, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -168,14 +166,11 @@ pub fn make_folder(folder: &Path) -> Result<(), StoreError> {
 /// Makes a database its owner's alone before anything is written: SQLite gives the files beside it its mode. They hold
 /// tokens of executors, secrets of jobs, and answers.
 fn make_private(database: &Path) -> io::Result<()> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(database)?;
-    for suffix in ["", "-wal", "-shm"] {
+    private::open(database)?;
+    for suffix in ["-wal", "-shm"] {
         let mut path = database.as_os_str().to_owned();
         path.push(suffix);
-        match fs::set_permissions(&path, Permissions::from_mode(0o600)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => done?,
-        }
+        private::close_file(path.as_ref())?;
     }
     Ok(())
 }

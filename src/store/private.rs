@@ -1,9 +1,12 @@
 //! Folders and files that are their owner's alone: they hold tokens of executors, secrets of jobs, and answers.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// What others than the owner may do.
 const OTHERS: u32 = 0o077;
@@ -17,6 +20,44 @@ const ENTRIES: usize = 100_000;
 /// Makes a folder that is its owner's alone, whatever the umask; one that is there stays as it is.
 pub(super) fn make(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Opens a file of a state folder to read and write it, and makes it if it is not there; it is its owner's alone from
+/// then on. Blocks on the disk, and waits for nobody.
+///
+/// # Errors
+/// The system's; that it is a link, which others may have laid while the folder was open to them, or no regular file.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+    let file = options.open(path).map_err(|error| {
+        let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+        if is_link { is_a_link() } else { error }
+    })?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// Makes a file its owner's alone, if it is there, without opening it: to close it again would drop the locks that
+/// SQLite has on it in this process. Blocks on the disk.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn close_file(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => Err(is_a_link()),
+        Ok(_) => fs::set_permissions(path, Permissions::from_mode(0o600)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_a_link() -> io::Error {
+    io::Error::other("it is a symbolic link, which is not followed there")
 }
 
 /// Takes from others what they may do with a folder that an older release or somebody else has made, and with what is
@@ -122,6 +163,31 @@ mod tests {
         close(folder.path());
         let found = ["", "deep", "deep/spool", "role.db", "deep/spool/1", "deep/ssh"].map(|name| mode(&within(name)));
         assert_eq!(found, [0o700, 0o700, 0o700, 0o600, 0o600, 0o700]);
+        assert_eq!(mode(&outside), 0o644);
+    }
+
+    #[test]
+    fn a_link_or_a_pipe_in_place_of_a_file_is_refused_and_nothing_is_changed() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let outside = other.path().join("outside");
+        fs::write(&outside, "precious").unwrap();
+        fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
+        for name in ["worker.lock", "role.db"] {
+            symlink(&outside, folder.path().join(name)).unwrap();
+        }
+        let locked = super::super::lock::FolderLock::take(folder.path(), "worker.lock").unwrap_err().to_string();
+        let opened = super::super::open(&folder.path().join("role.db"), &[]).unwrap_err().to_string();
+        for (name, error) in [("worker.lock", locked), ("role.db", opened)] {
+            assert!(error.contains(name) && error.contains("it is a symbolic link"), "{error}");
+        }
+        assert_eq!((mode(&outside), fs::read_to_string(&outside).unwrap().as_str()), (0o644, "precious"));
+        let pipe = folder.path().join("pipe.db");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        let error = super::super::open(&pipe, &[]).unwrap_err().to_string();
+        assert!(error.contains("pipe.db: "), "{error}");
+        symlink(&outside, folder.path().join("other.db-wal")).unwrap();
+        let error = super::super::open(&folder.path().join("other.db"), &[]).unwrap_err().to_string();
+        assert!(error.contains("it is a symbolic link"), "{error}");
         assert_eq!(mode(&outside), 0o644);
     }
 

@@ -142,6 +142,65 @@ fn who_waits_goes_first_and_an_address_has_its_share() {
 }
 
 #[test]
+fn who_does_not_read_the_answers_to_its_probes_takes_nobody_s_place() {
+    let _threads = NoThreads::expected();
+    // More than the buffers of both sockets hold. Nine connections, five of one address.
+    let fixture = Fixture::new(HttpLimits { connections: 1, ..HttpLimits::default() }, |request| {
+        HttpResponse::text(200, if request.path == "/metrics" { "x".repeat(16 << 20) } else { String::new() })
+    });
+    let mut unread = Vec::new();
+    for _ in 0..12 {
+        let mut next = fixture.connect(2);
+        // One that is refused may be closed before it has asked.
+        if next.write_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n").is_ok() {
+            head(&mut next);
+        }
+        unread.push(next);
+    }
+    // Theirs go for those who come.
+    for last in 3..13 {
+        let answer = fixture.ask(last, "/healthz");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{last}: {answer}");
+    }
+    assert!(fixture.refused("no_place") >= 7, "one address has five");
+}
+
+#[test]
+fn one_address_and_one_user_have_half_of_the_requests_in_work() {
+    let _threads = NoThreads::expected();
+    let (waits, begun, go) = waiting();
+    let fixture = Fixture::new(HttpLimits { connections: 4, ..HttpLimits::default() }, move |request| {
+        match request.header("User") {
+            Some(user) if !request.known_as(user) => HttpResponse::text(503, ""),
+            _ => waits(request),
+        }
+    });
+    let ask = |last, path, user| {
+        let mut stream = fixture.connect(last);
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\nUser: {user}\r\n\r\n").unwrap();
+        stream
+    };
+    let mut slow = Vec::new();
+    for (last, user) in [(1, "a"), (1, "b")] {
+        slow.push(ask(last, "/wait", user));
+        begun.recv_timeout(LONG).unwrap();
+    }
+    assert!(head(&mut ask(1, "/", "c")).starts_with("HTTP/1.1 503 "), "an address has two");
+    slow.push(ask(2, "/wait", "a"));
+    begun.recv_timeout(LONG).unwrap();
+    assert!(head(&mut ask(3, "/", "a")).starts_with("HTTP/1.1 503 "), "a user has two");
+    // The place of that request is free a moment after its answer.
+    until("another user is served", || head(&mut ask(3, "/", "c")).starts_with("HTTP/1.1 200 "));
+    for _ in &slow {
+        go.send(()).unwrap();
+    }
+    for stream in &mut slow {
+        assert!(head(stream).starts_with("HTTP/1.1 200 "));
+    }
+    until("the places are free", || head(&mut ask(1, "/", "a")).starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
 fn connections_between_requests_take_no_more_than_half_of_a_share() {
     let _threads = NoThreads::expected();
     let fixture = Fixture::new(HttpLimits { connections: 8, ..HttpLimits::default() }, |_| HttpResponse::text(200, ""));

@@ -151,8 +151,9 @@ impl Api {
         };
         let mut rates = lock(&self.rates);
         if rates.take(user, Instant::now()) {
-            request.known();
-            return Ok(user);
+            let has_place = request.known_as(&user.to_ss58());
+            let why = "a user may have half of the requests in work, try again later";
+            return has_place.then_some(user).ok_or_else(|| Problem::later(503, why, 1));
         }
         self.over_rate.inc();
         let Rate { count, period } = rates.rate();

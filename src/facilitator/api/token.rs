@@ -4,7 +4,7 @@
 //! the nonces of successful logins are remembered until they expire, so that each serves once.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -16,9 +16,13 @@ use hmac::{Hmac, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
+use crate::base::small_file;
 use crate::store::make_folder;
 
 const SECRET_BYTES: usize = 32;
+
+/// Bytes of its file that are read: its 64 digits, and what an editor adds.
+const SECRET_FILE_BYTES: u64 = 1024;
 
 /// How long a nonce may be used: time enough to sign it with a slow wallet.
 const NONCE_SECONDS: u64 = 300;
@@ -61,7 +65,7 @@ impl Tokens {
     /// Reads the secret from a file, or makes the file, readable by its owner only.
     ///
     /// # Errors
-    /// The file cannot be read or made, or does not hold a secret.
+    /// The file cannot be read or made, is no regular file, or does not hold a secret.
     pub fn load(path: &Path, lifetime: Duration) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             make_folder(folder).map_err(io::Error::other)?;
@@ -75,7 +79,8 @@ impl Tokens {
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let mut secret = [0; SECRET_BYTES];
-                hex::decode_to_slice(fs::read_to_string(path)?.trim(), &mut secret).map_err(|_| {
+                let text = small_file::read_own(path, SECRET_FILE_BYTES)?;
+                hex::decode_to_slice(text.trim_ascii(), &mut secret).map_err(|_| {
                     io::Error::other(
                         "it should hold 64 hex digits; delete it to have a new one made (users log in again)",
                     )
@@ -158,6 +163,7 @@ fn random<const N: usize>() -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -211,6 +217,15 @@ mod tests {
         let far = tokens.nonce(9000);
         assert!(tokens.spend(&far, 9000));
         assert_eq!(tokens.used.len(), 1, "expired nonces are forgotten");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_secret_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("jwt.secret");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        let error = Tokens::load(&path, Duration::ZERO).unwrap_err().to_string();
+        assert_eq!(error, "it is no regular file");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::budget::{Budget, Charge};
+use super::budget::{Budget, Charge, Share, Shares};
 use super::date::http_date;
 use super::limits::HttpLimits;
 use super::message::{Behind, BodyError, Handler, HttpRequest, HttpResponse};
@@ -32,7 +32,14 @@ use crate::net::rate::Buckets;
 use crate::net::tls::ServerTls;
 
 /// What asks whether a process is well; it is answered when nobody else is.
-const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+const PROBES: [&str; 3] = ["/healthz", "/readyz", METRICS];
+
+/// The probe whose answer is long, so that a client can let it wait.
+const METRICS: &str = "/metrics";
+
+/// Requests for `/metrics` whose connections nobody takes while they are answered; others are answered as long as
+/// nobody needs theirs. Half of the connections that are kept for probes.
+const METRICS_PLACES: usize = 4;
 
 /// What the connections of a server share.
 pub(super) struct Service {
@@ -40,7 +47,11 @@ pub(super) struct Service {
     limits: HttpLimits,
     tls: Option<ServerTls>,
     bodies: Budget,
-    working: Budget,
+    /// Requests in work, by address.
+    working: Shares<Origin>,
+    /// Of those, the ones of users, who may have many addresses.
+    users: Shares<String>,
+    metrics: Shares<Origin>,
     /// By address.
     requests: Mutex<Buckets<Origin>>,
     probes: Mutex<Buckets<Origin>>,
@@ -55,7 +66,9 @@ impl Service {
             limits,
             tls,
             bodies: Budget::new(limits.bodies_bytes),
-            working: Budget::new(limits.connections),
+            working: Shares::new(limits.connections),
+            users: Shares::new(limits.connections),
+            metrics: Shares::new(METRICS_PLACES),
             requests: buckets(),
             probes: buckets(),
             refusals,
@@ -67,7 +80,8 @@ impl Service {
     }
 
     /// A place for a request, or the answer that there is none. A probe needs none.
-    fn enter(&self, origin: &Origin, is_probe: bool) -> Result<Option<Charge>, HttpResponse> {
+    fn enter(&self, origin: Origin, path: &str) -> Result<Option<Share<Origin>>, HttpResponse> {
+        let is_probe = PROBES.contains(&path);
         let buckets = if is_probe { &self.probes } else { &self.requests };
         if !lock(buckets).take(origin.clone(), Instant::now()) {
             let count = self.limits.requests.count;
@@ -76,9 +90,9 @@ impl Service {
             return Err(HttpResponse::text(429, why).with_header("Retry-After", "1"));
         }
         if is_probe {
-            return Ok(None);
+            return Ok(if path == METRICS { self.metrics.take(origin) } else { None });
         }
-        let place = self.working.take(1).map(Some);
+        let place = self.working.take(origin).map(Some);
         place.ok_or_else(|| {
             HttpResponse::text(503, "too many requests at a time, try again later\n").with_header("Retry-After", "1")
         })
@@ -141,6 +155,8 @@ pub(super) fn serve(client: Client, service: &Arc<Service>) {
         service: service.clone(),
         standing,
         is_known: Cell::new(false),
+        place: RefCell::default(),
+        of_user: RefCell::default(),
         charges: RefCell::default(),
     });
     if is_plain {
@@ -158,6 +174,8 @@ struct Connection {
     standing: Standing,
     /// Of the request in work.
     is_known: Cell<bool>,
+    place: RefCell<Option<Share<Origin>>>,
+    of_user: RefCell<Option<Share<String>>>,
     charges: RefCell<Vec<Charge>>,
 }
 
@@ -174,11 +192,15 @@ impl Connection {
             }
         };
         let is_probe = PROBES.contains(&head.path.as_str());
-        match self.service.enter(&peer.ip().into(), is_probe) {
-            Ok(place) => self.charges.borrow_mut().extend(place),
+        let may_be_closed = match self.service.enter(peer.ip().into(), &head.path) {
+            Ok(place) => {
+                let may_be_closed = head.path == METRICS && place.is_none();
+                *self.place.borrow_mut() = place;
+                may_be_closed
+            }
             Err(refusal) => return self.last(refusal, peer),
-        }
-        if !self.wire.borrow().has_body() {
+        };
+        if !may_be_closed && !self.wire.borrow().has_body() {
             // The handler works now, and does not wait for him.
             self.standing.known();
         }
@@ -195,6 +217,10 @@ impl Connection {
         }
         let is_read = self.wire.borrow_mut().end_request();
         let keep_alive = keep_alive && is_sound && is_read && !stop.is_set() && self.standing.may_wait();
+        if is_probe {
+            // Its place is no request's, of which an address has a share: who does not read is the first to go.
+            self.rest();
+        }
         let form = Form { keep_alive, head: request.method == "HEAD", is_1_1 };
         if !keep_alive {
             return self.finish(response, form, peer);
@@ -224,6 +250,8 @@ impl Connection {
     /// No request is in work, or its client lets it wait.
     fn rest(&self) {
         self.is_known.set(false);
+        self.place.take();
+        self.of_user.take();
         self.charges.borrow_mut().clear();
         self.standing.stranger();
     }
@@ -263,6 +291,19 @@ impl Behind for Connection {
     fn known(&self) {
         self.is_known.set(true);
         self.standing.known();
+    }
+
+    fn known_as(&self, user: &str) -> bool {
+        // Asked again, it keeps the place that it has.
+        let mut place = self.of_user.borrow_mut();
+        if place.is_none() {
+            *place = self.service.users.take(user.to_owned());
+        }
+        let has_one = place.is_some();
+        if has_one {
+            self.known();
+        }
+        has_one
     }
 }
 

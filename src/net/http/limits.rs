@@ -15,7 +15,8 @@ const CONNECTS: Rate = Rate::new(10_000, Duration::from_secs(10));
 /// The bounds of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Requests in work at a time; more are answered with 503, but those for `/healthz`, `/readyz` and `/metrics`.
+    /// Requests in work at a time; more are answered with 503, but those for `/healthz`, `/readyz` and `/metrics`. One
+    /// address, and one user, may have half of them, rounded up.
     /// Eight connections more may be open. When none is left, the one that has waited longest for a request, or to be
     /// read, is closed for a new one. One address may have half of them waiting.
     pub connections: usize,

@@ -23,6 +23,7 @@ pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
 pub(super) trait Behind {
     fn body(&self, limit: usize) -> Result<Vec<u8>, BodyError>;
     fn known(&self);
+    fn known_as(&self, user: &str) -> bool;
 }
 
 /// The body of a request cannot be had: what the client is to be answered.
@@ -82,6 +83,12 @@ impl HttpRequest {
     /// its body may take its time.
     pub fn known(&self) {
         self.behind.known();
+    }
+
+    /// As [`HttpRequest::known`], of a user, who may come from many addresses; whether it has a place: one user may have
+    /// half of the requests in work.
+    pub fn known_as(&self, user: &str) -> bool {
+        self.behind.known_as(user)
     }
 
     /// The first header of that name, in any case.

@@ -401,8 +401,9 @@ impl Ledger {
                 None => self.forgotten.push(*job),
             }
         }
-        self.written(batch);
-        self.synced(batch)
+        let mut ready = self.written(batch);
+        ready.extend(self.synced(batch));
+        ready
     }
 
     /// The batch is with the operating system: gives the steps that may leave now.
