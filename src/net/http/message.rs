@@ -85,8 +85,8 @@ impl HttpRequest {
         self.behind.known();
     }
 
-    /// As [`HttpRequest::known`], of a user, who may come from many addresses; whether it has a place: one user may have
-    /// half of the requests in work.
+    /// As [`HttpRequest::known`], of a user, who may come from many addresses. Whether it has a place: one user may
+    /// have half of the requests in work.
     pub fn known_as(&self, user: &str) -> bool {
         self.behind.known_as(user)
     }
