@@ -156,7 +156,7 @@ bench/dispatch:
 .PHONY: simulate
 # The state machines of the roles in one thread under one clock, with faults; SIMULATE has what docs/simulation.md
 # explains, and the same seed gives the same run. The defaults take minutes.
-SIMULATE ?= miners=10000 validators=1000 jobs=1000000 known=100 rate=300 faults=10000
+SIMULATE ?= miners=1000 validators=100 jobs=100000 known=100 rate=30 faults=1000
 simulate:
 	PHALANX_SIMULATE="$(SIMULATE)" $(CARGO) test --locked --release --test simulation -- --nocapture a_horde
 

@@ -39,7 +39,7 @@ use crate::net::http::pages::pages_for;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::errors::ErrorClass;
 use crate::ops::health::Health;
-use crate::ops::jobs::{JobFacts, JobMetrics};
+use crate::ops::jobs::{JobFacts, JobMetrics, Viewer};
 use crate::ops::status::{Board, Frame};
 use crate::protocol::{FacilitatorToValidator, ValidatorToFacilitator, kind_of};
 use crate::store::StoreError;
@@ -293,7 +293,7 @@ impl Facilitator {
         let viewers = api.clone();
         let pages = pages_for(frame, Box::new(move |request| viewers.viewer(request)));
         let handler = move |request: &HttpRequest| -> HttpResponse {
-            pages(request).or_else(|| recorder::page(request)).unwrap_or_else(|| api.answer(request))
+            pages(request).or_else(|| links(&api, request)).unwrap_or_else(|| api.answer(request))
         };
         let (connections, requests) = (config.http_connections, config.http_requests);
         let limits = HttpLimits { connections, requests, ..HttpLimits::default() };
@@ -394,6 +394,18 @@ const JOB_METRICS: JobMetrics = JobMetrics {
 
 /// How jobs end.
 const OUTCOMES: [&str; 4] = ["completed", "failed", "rejected", "horde_failed"];
+
+/// What the links have carried, which operators see: it names peers and where they are.
+fn links(api: &Api, request: &HttpRequest) -> Option<HttpResponse> {
+    if request.path != recorder::PATH {
+        return None;
+    }
+    match api.viewer(request) {
+        Ok(Viewer::Operator) => recorder::page(request),
+        Ok(_) => Some(HttpResponse::text(403, "this page is for operators, see --operators\n")),
+        Err(refusal) => Some(refusal),
+    }
+}
 
 /// The stage of a job that had come further before the restart.
 const RESTORED: &str = "restored";

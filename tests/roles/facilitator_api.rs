@@ -479,7 +479,9 @@ fn on_the_pages_a_user_sees_the_own_jobs_an_operator_all_and_whoever_else_none()
     look(&fix, &[bearer(&eve_token)], [false, true]);
     look(&fix, &proxied, [false, false]);
     assert_eq!(fix.http("GET", "/status.json", &[bearer("nonsense")], "").0, 401);
-    for path in ["/metrics", "/links.json", "/readyz"] {
+    let links = |headers: &[(&str, String)]| fix.http("GET", "/links.json", headers, "").0;
+    assert_eq!((links(no_token), links(&[bearer(&dave_token)]), links(&proxied)), (200, 403, 403));
+    for path in ["/metrics", "/readyz"] {
         let text = fix.http("GET", path, &proxied, "").1.to_string();
         assert!(!text.contains(&of_dave) && !text.contains(&of_eve), "{path}: {text}");
     }

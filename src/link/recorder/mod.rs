@@ -82,9 +82,12 @@ pub fn links() -> Vec<LinkRecord> {
     ended.chain(running.iter().map(|recording| recording.look(true))).collect()
 }
 
-/// The page of all [`links`], `/links.json`; `None` if another is asked for.
+/// Where [`page`] is.
+pub const PATH: &str = "/links.json";
+
+/// The page of all [`links`], [`PATH`]; `None` if another is asked for.
 pub fn page(request: &HttpRequest) -> Option<HttpResponse> {
-    (request.path == "/links.json").then(|| HttpResponse::json(200, &json!({ "links": links() })))
+    (request.path == PATH).then(|| HttpResponse::json(200, &json!({ "links": links() })))
 }
 
 fn micros() -> u64 {
